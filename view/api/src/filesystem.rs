@@ -1,0 +1,309 @@
+//! A tree: files and directories, named by node number.
+//!
+//! Four methods are needed: [`lookup`](Filesystem::lookup), [`getattr`](Filesystem::getattr),
+//! [`readdir`](Filesystem::readdir) and [`open`](Filesystem::open). The rest answer an honest "not possible" until a driver says otherwise.
+//!
+//! # References
+//!
+//! A host that has been told of a node may come back to it, so nodes are counted: each [`Entry`] that is
+//! returned (by `lookup`, `entry`, and every call that makes or links a node) is one reference, and
+//! [`forget`](Filesystem::forget) gives references back. A node without a name stays usable while it has
+//! references; its storage is released when the last is gone and no [`File`] is open on it. At an unmount
+//! hosts need not give references back. The root always exists. A driver whose nodes have a place on a
+//! disk, and nothing to release, ignores all this.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Attr, Errno, File, Ino, Kind, NewNode, OpenFlags, Result, SetAttr, StatFs};
+
+/// What a directory entry leads to: a node, its attributes, and one reference to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The node.
+    pub ino: Ino,
+    /// Tells apart two nodes that had the same number one after the other.
+    pub generation: u64,
+    /// The attributes, as [`Filesystem::getattr`] would give them.
+    pub attr: Attr,
+}
+
+/// One entry of a directory, as listed. Carries no reference.
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a OsStr,
+    /// The node, if the tree knows it from the listing alone: a hint for [`Filesystem::entry`].
+    pub ino: Option<Ino>,
+    /// What `d_ino` shows: the same number as [`Attr::st_ino`].
+    pub st_ino: u64,
+    /// The type, if the listing tells it.
+    pub kind: Option<Kind>,
+    /// The position from which a listing continues behind this entry: 1 to 2^62. Positions need not grow. One stays
+    /// valid while the directory is open, and entries that were neither made nor removed meanwhile are
+    /// then listed exactly once.
+    pub next: u64,
+}
+
+/// Takes the entries of a listing; `Break` means that there is no room for more, and the entry was not taken.
+/// It does not call the tree, so that a tree may hold its locks.
+pub type DirSink<'a> = dyn FnMut(DirEntry<'_>) -> ControlFlow<()> + 'a;
+
+/// An open directory, for trees that must remember something for as long as a listing lasts.
+pub trait Directory: Send + Sync {
+    /// As [`Filesystem::readdir`].
+    fn read(&self, position: u64, sink: &mut DirSink<'_>) -> Result<()>;
+}
+
+/// Who else may change a tree, hence what a host may remember of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// Nothing ever changes: everything may be remembered for ever.
+    Immutable,
+    /// Changes come only through this object: everything may be remembered, and writes may be held back
+    /// until a `sync`.
+    Exclusive,
+    /// Others change it too: names and attributes may be remembered this long, content while it is open.
+    Shared(Duration),
+}
+
+/// Facts about a tree that do not change while it is mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// What a host may remember.
+    pub caching: Caching,
+    /// Bytes; the longest name. Longer ones get `ENAMETOOLONG` from the host.
+    pub name_max: u32,
+    /// Bytes; the largest file. Larger sizes get `EFBIG` from the host.
+    pub size_max: u64,
+    /// Whether names are matched without regard to case: hosts then remember no absent names.
+    pub case_insensitive: bool,
+    /// Whether nodes carry POSIX ACLs, as the attributes `system.posix_acl_access` and `_default`, which the host obeys.
+    pub acl: bool,
+    /// Whether locks must be taken at the tree ([`File::lock`]), since others hold them too.
+    pub remote_locks: bool,
+    /// Whether the tree itself decides who may do what (a remote server does); the host then checks nothing.
+    pub own_permissions: bool,
+    /// Nanoseconds; the granularity of times: a power of ten up to a second, or 2,000,000,000.
+    pub time_granularity: u32,
+}
+
+impl Default for Facts {
+    /// A tree on a disk that is ours alone.
+    fn default() -> Self {
+        Self {
+            caching: Caching::Exclusive,
+            name_max: 255,
+            size_max: i64::MAX as u64,
+            case_insensitive: false,
+            acl: false,
+            remote_locks: false,
+            own_permissions: false,
+            time_granularity: 1,
+        }
+    }
+}
+
+/// What `rename` is to do beyond the ordinary: `renameat2(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// `EEXIST` if the new name exists.
+    pub no_replace: bool,
+    /// Swap the two names, which both exist.
+    pub exchange: bool,
+    /// Leave a whiteout behind, for a union above.
+    pub whiteout: bool,
+}
+
+/// Whether an attribute to be set may, or must, exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Either.
+    Set,
+    /// `EEXIST` if it does.
+    Create,
+    /// `ENODATA` if it does not.
+    Replace,
+}
+
+/// The driver's side of a tree. See the head of this file, and of the crate.
+///
+/// A node that a call names is one that the tree has told of and that has references. Still, a corrupt
+/// disk may have made it impossible meanwhile: `EUCLEAN`, or `ESTALE` if the node is gone.
+pub trait Filesystem: Send + Sync {
+    /// Facts that do not change; asked once.
+    fn facts(&self) -> Facts {
+        Facts::default()
+    }
+
+    /// The node that `name` leads to. `ENOENT` if there is no such entry. Takes a reference.
+    fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry>;
+
+    /// The attributes of a node.
+    fn getattr(&self, ino: Ino) -> Result<Attr>;
+
+    /// Lists a directory from `position` on: 0, or the `next` of an earlier entry. Neither `.` nor `..` is listed.
+    fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()>;
+
+    /// Opens a file. The host has checked that it is one, and that its permissions allow this.
+    fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>>;
+
+    /// As `lookup(parent, listed.name)`, for an entry that was just listed: where the node is known, without a
+    /// search. Takes a reference.
+    fn entry(&self, parent: Ino, listed: &DirEntry<'_>) -> Result<Entry> {
+        self.lookup(parent, listed.name)
+    }
+
+    /// Opens a directory. `None`: nothing needs to be remembered, [`readdir`](Self::readdir) serves.
+    fn opendir(&self, dir: Ino) -> Result<Option<Arc<dyn Directory>>> {
+        let _ = dir;
+        Ok(None)
+    }
+
+    /// The directory that holds a directory; the root's is the root. Takes no reference. Hosts that walk paths
+    /// themselves rarely need it (a renamed working directory does).
+    fn parent(&self, dir: Ino) -> Result<Ino> {
+        if dir == Ino::ROOT { Ok(dir) } else { Err(Errno::EOPNOTSUPP) }
+    }
+
+    /// The target of a symbolic link: 1 to 4095 bytes.
+    fn readlink(&self, ino: Ino) -> Result<OsString> {
+        let _ = ino;
+        Err(Errno::EINVAL)
+    }
+
+    /// Sizes and free space.
+    fn statfs(&self) -> Result<StatFs> {
+        Ok(StatFs { block_size: 4096, ..StatFs::default() })
+    }
+
+    /// Gives back `count` references.
+    fn forget(&self, ino: Ino, count: u64) {
+        let _ = (ino, count);
+    }
+
+    /// Returns when every change made so far is on stable storage: `syncfs(2)`.
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The last call: write out everything, mark the disk clean, and say whether that went well. Files that are
+    /// still open are dropped before. After an error of an earlier write this fails again.
+    fn unmount(&self) -> Result<()> {
+        self.sync()
+    }
+
+    /// Changes attributes, and returns them all.
+    fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr> {
+        let _ = (ino, changes);
+        Err(Errno::EROFS)
+    }
+
+    /// Makes a regular file and opens it. `EEXIST` if the name exists. Takes a reference.
+    fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new: &NewNode,
+        flags: OpenFlags,
+    ) -> Result<(Entry, Arc<dyn File>)> {
+        let _ = (parent, name, new, flags);
+        Err(Errno::EROFS)
+    }
+
+    /// Makes a node other than a directory or a symbolic link. Takes a reference.
+    fn mknod(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
+        let _ = (parent, name, new);
+        Err(Errno::EROFS)
+    }
+
+    /// Makes a directory. Takes a reference.
+    fn mkdir(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
+        let _ = (parent, name, new);
+        Err(Errno::EROFS)
+    }
+
+    /// Makes a symbolic link to `target` (1 to 4095 bytes). Takes a reference.
+    fn symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, new: &NewNode) -> Result<Entry> {
+        let _ = (parent, name, target, new);
+        Err(Errno::EROFS)
+    }
+
+    /// Gives a node that is not a directory one more name. Takes a reference.
+    fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Entry> {
+        let _ = (ino, parent, name);
+        Err(Errno::EROFS)
+    }
+
+    /// Makes a regular file without a name and opens it: `O_TMPFILE`. Takes a reference.
+    fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {
+        let _ = (parent, new, flags);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Removes a name that does not lead to a directory (`EISDIR` if it does).
+    fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let _ = (parent, name);
+        Err(Errno::EROFS)
+    }
+
+    /// Removes an empty directory. `ENOTEMPTY`, `ENOTDIR`.
+    fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let _ = (parent, name);
+        Err(Errno::EROFS)
+    }
+
+    /// Moves a name, atomically replacing what the new one led to (`EISDIR`, `ENOTDIR`, `ENOTEMPTY` if that does not
+    /// match). `EINVAL` if a directory would become its own ancestor, or for flags that the tree does not know.
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let _ = (parent, name, new_parent, new_name, flags);
+        Err(Errno::EROFS)
+    }
+
+    /// Copies `len` bytes between two files without passing them through the host, and says how many: `copy_file_range(2)`.
+    /// On `EOPNOTSUPP` the host copies.
+    fn copy_range(&self, from: Ino, offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
+        let _ = (from, offset, to, to_offset, len);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// The value of an extended attribute; the name has its prefix (`user.`). `ENODATA` if there is none,
+    /// `EOPNOTSUPP` if the tree has no attributes under that prefix.
+    fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let _ = (ino, name);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// The names of all extended attributes.
+    fn listxattr(&self, ino: Ino) -> Result<Vec<OsString>> {
+        let _ = ino;
+        Ok(Vec::new())
+    }
+
+    /// Sets an extended attribute. The value has at most 65,536 bytes; `ENOSPC` or `E2BIG` if the tree holds less.
+    fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        let _ = (ino, name, value, mode);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Removes an extended attribute. `ENODATA` if there is none.
+    fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        let _ = (ino, name);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// `ioctl(2)` on a directory, such as `FS_IOC_GETFLAGS`. As [`File::ioctl`].
+    fn ioctl(&self, dir: Ino, ioctl: &mut crate::Ioctl<'_>) -> Result<i32> {
+        let _ = (dir, ioctl);
+        Err(Errno::ENOTTY)
+    }
+}
