@@ -33,8 +33,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use veduta_api::{
-    Disk, Drive, Errno, Module, MountError, Object, OptionSpec, Options, Partition, PartitionTable, Report,
-    Request, SourceKind, Value,
+    Disk, Drive, Errno, Module, MountError, Object, OptionSpec, Options, OptionsError, Partition,
+    PartitionTable, Report, Request, SourceKind, Value,
 };
 
 use record::BootSector;
@@ -236,13 +236,11 @@ const OPTIONS: &[OptionSpec] = &[OptionSpec::with_value(
 )];
 
 /// Takes `sector=` out of a list.
-pub fn take_sector(options: &mut Options) -> Result<Option<u32>, MountError> {
+pub fn take_sector(options: &mut Options) -> Result<Option<u32>, OptionsError> {
     match options.take_bytes("sector")? {
         None => Ok(None),
         Some(sector @ (512 | 1024 | 2048 | 4096)) => Ok(Some(sector as u32)),
-        Some(other) => {
-            Err(MountError::usage(format!("option sector={other}: expected 512, 1024, 2048 or 4096")))
-        }
+        Some(other) => Err(OptionsError(format!("option sector={other}: expected 512, 1024, 2048 or 4096"))),
     }
 }
 
