@@ -642,6 +642,11 @@ impl ReplyDirectory {
         }
     }
 
+    /// Bytes that the kernel has room for.
+    pub fn room(&self) -> usize {
+        self.data.room()
+    }
+
     /// Add an entry to the directory reply buffer. Returns true if the buffer is full.
     /// A transparent offset value can be provided for each entry. The kernel uses these
     /// value to request the next entries in further readdir calls
@@ -695,6 +700,11 @@ impl ReplyDirectoryPlus {
             reply: Reply::new(unique, sender),
             buf: DirEntPlusList::new(size),
         }
+    }
+
+    /// Bytes that the kernel has room for.
+    pub fn room(&self) -> usize {
+        self.buf.room()
     }
 
     /// Add an entry to the directory reply buffer. Returns true if the buffer is full.
