@@ -52,9 +52,15 @@ pub(crate) fn run(module: &dyn Module, source_options: &'static [OptionSpec], wo
             print(&format!("{program} {}\n", env!("CARGO_PKG_VERSION")));
             0
         }
-        Command::Mount(mount) => Driver { module, program, mount, world }.run(),
+        Command::Mount(mount) => Driver { module, program, show_as: None, mount, world }.run(),
     };
     ExitCode::from(status)
+}
+
+/// As [`run`], for a program that has read its command line by itself; `show_as` is the type that `/proc/mounts` shows.
+pub(crate) fn run_command(module: &dyn Module, show_as: &str, mount: MountCommand, world: MakeWorld) -> ExitCode {
+    let show_as = Some(show_as.to_owned());
+    ExitCode::from(Driver { module, program: log::program(), show_as, mount, world }.run())
 }
 
 fn print(text: &str) {
@@ -71,13 +77,19 @@ enum Command {
     Mount(MountCommand),
 }
 
+/// What a driver program, or `veduta mount`, is asked to mount.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct MountCommand {
-    source: OsString,
-    point: PathBuf,
-    options: Options,
-    foreground: bool,
-    debug: bool,
+pub struct MountCommand {
+    /// The source, as it was written.
+    pub source: OsString,
+    /// Where it is to appear.
+    pub point: PathBuf,
+    /// Everything behind `-o`.
+    pub options: Options,
+    /// Whether to stay in the foreground.
+    pub foreground: bool,
+    /// Whether to stay in the foreground and log each request.
+    pub debug: bool,
 }
 
 impl Command {
@@ -156,6 +168,7 @@ impl MountCommand {
 struct Driver<'a> {
     module: &'a dyn Module,
     program: String,
+    show_as: Option<String>,
     mount: MountCommand,
     world: MakeWorld,
 }
@@ -197,8 +210,15 @@ impl Driver<'_> {
     fn options(&mut self) -> Result<(HostOptions, Box<dyn World>), OptionsError> {
         let options = &mut self.mount.options;
         let shown = shown_source(&self.mount.source, self.module.source());
-        let mut host = HostOptions::take(options, shown, &self.program)?;
+        let asked_to_write = options.keys().any(|key| key == "rw");
+        let show_as = self.show_as.as_deref().unwrap_or(&self.program);
+        let mut host = HostOptions::take(options, shown, show_as)?;
         host.debug |= self.mount.debug;
+        if asked_to_write && !host.mount.read_only && !self.module.writable() {
+            // As mount(8) does with a write-protected device, which fstab's `defaults` also asks to write.
+            eprintln!("{}: mounted read-only: {} cannot be written yet", self.program, self.module.name());
+        }
+        host.mount.read_only |= !self.module.writable();
         let world = (self.world)(options)?;
         options.check(self.module.options())?;
         Ok((host, world))

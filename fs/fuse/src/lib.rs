@@ -31,6 +31,7 @@ use std::sync::Arc;
 use veduta_api::{Filesystem, Module, MountError};
 use veduta_disk::HostWorld;
 
+pub use driver::MountCommand;
 pub use log::log_to_stderr;
 pub use mount::{Allow, MountOptions, MountPoint};
 pub use mounted::{Mounted, ServeOptions};
@@ -40,6 +41,13 @@ pub use options::GENERIC_OPTIONS;
 /// is unmounted or told to end. `main` calls it before anything else, and starts no thread before.
 pub fn driver_main(module: &dyn Module) -> ExitCode {
     driver::run(module, HostWorld::OPTIONS, |options| Ok(Box::new(HostWorld::from_options(options)?)))
+}
+
+/// What [`driver_main`] does behind its command line: for a program that has one of its own. `show_as` is the type that
+/// `/proc/mounts` shows, behind `fuse.`.
+pub fn mount_main(module: &dyn Module, show_as: &str, command: MountCommand) -> ExitCode {
+    let world: driver::MakeWorld = |options| Ok(Box::new(HostWorld::from_options(options)?));
+    driver::run_command(module, show_as, command, world)
 }
 
 /// Mounts a tree on a directory, with the ordinary options, and serves it with threads of this process.

@@ -133,6 +133,18 @@ pub struct MountPoint {
     helper: Option<PathBuf>,
 }
 
+/// A path without symbolic links. Of the last component only the name is looked at: a mount that nobody serves any more has
+/// no attributes.
+fn whole(path: &Path) -> io::Result<PathBuf> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !path.is_symlink() => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok(parent.canonicalize()?.join(name))
+        }
+        _ => path.canonicalize(),
+    }
+}
+
 /// What is known of a mount point before it is one.
 pub(crate) struct Place {
     path: PathBuf,
@@ -381,6 +393,23 @@ impl MountPoint {
             mounts.iter().rev().find(is_ours).map(|mount| (mount.id, mount.device.clone()))
         });
         Self { path, kind, identity: ours, helper }
+    }
+
+    /// The FUSE mount that `path` leads to, whoever made it. For those who unmount. `EINVAL` if there is none.
+    pub fn at(path: &Path) -> Result<Self, MountError> {
+        let system = |error: io::Error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            MountError::system(errno, errno.desc())
+        };
+        let point = whole(path).map_err(system)?;
+        let mounts = mountinfo::read().map_err(system)?;
+        let Some(mount) = mountinfo::topmost(&mounts, &point) else {
+            return Err(MountError::usage("not a mount point"));
+        };
+        if !mount.kind.starts_with("fuse.") && mount.kind != "fuse" {
+            return Err(MountError::usage(format!("a mount of type {}, which is not ours to end; see umount(8)", mount.kind)));
+        }
+        Ok(Self { path: point, kind: mount.kind, identity: Some((mount.id, mount.device)), helper: None })
     }
 
     /// The mount point, absolute and without symbolic links.
