@@ -3,7 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod cache;
 mod checksum;
 mod error;
+mod extents;
 mod features;
+mod group;
+mod indirect;
+mod inode;
+mod map;
 mod superblock;
+mod volume;
