@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acl;
 mod bytes;
 mod cache;
 mod checksum;
@@ -10,7 +11,9 @@ mod extents;
 mod features;
 mod group;
 mod indirect;
+mod inline;
 mod inode;
 mod map;
 mod superblock;
 mod volume;
+mod xattr;
