@@ -17,6 +17,7 @@ mod htree;
 mod indirect;
 mod inline;
 mod inode;
+mod journal;
 mod map;
 mod superblock;
 mod volume;
