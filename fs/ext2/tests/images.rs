@@ -4,6 +4,8 @@
 //! Needs the images of `images/make 'ext*'`, in `images/out` or where `VEDUTA_IMAGES` says. Without them it is
 //! skipped, and says so. NAME.kernel.jsonl is what a kernel mount showed, NAME.truth.jsonl what debugfs(8) says.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,7 @@
 //! What the tests share: disks, mounting without a host, and the record of a tree.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,6 +18,7 @@ use veduta_api::{
 };
 use veduta_ext2::Ext2;
 
+pub mod exercise;
 pub mod record;
 
 /// An image file, read only.
@@ -131,4 +133,21 @@ pub fn make(path: &Path, size: u64, arguments: &[&str]) {
     fs::File::create(path).unwrap().set_len(size).unwrap();
     let image = path.to_str().unwrap();
     run("mke2fs", &[&["-q", "-F"], arguments, &[image]].concat());
+}
+
+/// A generator of numbers (xorshift64*): the same seed gives the same numbers.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Less than `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+    }
 }
