@@ -119,7 +119,7 @@ def _inode(text, block_size):
     fast = re.search(rb'^Fast link dest: "(.*)"$', text, re.M | re.S)
     if kind == 'link' and fast:
         entry['target'] = record.escape(fast[1])
-    entry['_map'] = _map(text)
+    entry['_map'] = block_map(text)
     entry['_names'] = re.findall(rb'^  (\S+) \(\d+\)', text.partition(b'Extended attributes:')[2], re.M)
     if kind == 'file':
         inline = re.search(rb'Size of inline data', text)
@@ -129,7 +129,7 @@ def _inode(text, block_size):
     return entry
 
 
-def _map(text):
+def block_map(text):
     """[(logical, physical, count)] of the blocks that hold data; preallocated ones are left out."""
     found = []
     tail = re.search(rb'^(?:EXTENTS|BLOCKS):\n(.*?)(?:^TOTAL|\Z)', text, re.M | re.S)

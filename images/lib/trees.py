@@ -332,5 +332,17 @@ def few(tree):
     tree.link('/dir/link', '../hello.txt')
 
 
+def eve(tree):
+    """What is there before the journal changes it: a directory that goes, a file that changes."""
+    tree.file('/hello.txt', 'Hello from the other side of a disk image.\n')
+    tree.file('/touched', 'my times change\n')
+    tree.file('/removed', size=20_000)
+    tree.dir('/old')
+    for n in range(8):
+        tree.hard('/old/name-%d' % n, '/hello.txt')
+    tree.dir('/kept')
+    tree.file('/kept/file', size=9_000)
+
+
 TREES = {function.__name__: function for function in
-         (zoo, sieves, big, names, folded, inline, attributes, shared, flagged, empty, few)}
+         (zoo, sieves, big, names, folded, inline, attributes, shared, flagged, empty, few, eve)}
