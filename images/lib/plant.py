@@ -3,6 +3,8 @@
 
   plant.py spread DIR BLOCK_SIZE TREE [KEY=VALUE...]
       what an ordinary user can make of the tree, for `mke2fs -d DIR`
+  plant.py furnish DIR BLOCK_SIZE TREE [KEY=VALUE...]
+      all of the tree but its attributes, as root or under fakeroot(1)
   plant.py nodes IMAGE BLOCK_SIZE TREE [KEY=VALUE...]
       what takes root otherwise: devices; and flags and preallocated blocks
   plant.py settle IMAGE BLOCK_SIZE TREE [KEY=VALUE...]
@@ -29,7 +31,7 @@ TYPES = {'file': stat.S_IFREG, 'dir': stat.S_IFDIR, 'link': stat.S_IFLNK, 'fifo'
 def main(command, where, block_size, name, *options):
     tree = trees.Tree(int(block_size))
     trees.TREES[name](tree, **dict(option.split('=', 1) for option in options))
-    {'spread': spread, 'nodes': make_nodes, 'settle': settle}[command](tree, where)
+    {'spread': spread, 'furnish': furnish, 'nodes': make_nodes, 'settle': settle}[command](tree, where)
 
 
 def spread(tree, top):
@@ -54,6 +56,23 @@ def spread(tree, top):
         elif node.kind == 'sock':
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(path)
+
+
+def furnish(tree, top):
+    spread(tree, top)  # and stay there
+    for node in reversed(tree.nodes):
+        path = node.path[1:] or b'.'
+        if node.kind in ('chr', 'blk'):
+            os.mknod(path, TYPES[node.kind] | 0o600, os.makedev(*node.rdev))
+    for node in reversed(tree.nodes):
+        path = node.path[1:] or b'.'
+        if node.kind == 'hard':
+            continue
+        os.lchown(path, node.uid, node.gid)
+        if node.kind != 'link':
+            os.chmod(path, node.mode)
+        # Whole seconds: no format that is made from a folder keeps more.
+        os.utime(path, (node.times['atime'][0], node.times['mtime'][0]), follow_symlinks=False)
 
 
 def make_nodes(tree, image):

@@ -344,5 +344,125 @@ def eve(tree):
     tree.file('/kept/file', size=9_000)
 
 
+def disc(tree):
+    """What Rock Ridge can hold, apart from what has a tree of its own below."""
+    tree.file('/hello.txt', 'Hello from the other side of a disk image.\n')
+    tree.file('/empty', b'')
+    tree.dir('/files')
+    for size in (1, 2047, 2048, 2049, 4096, 65_537, 300_000):
+        tree.file('/files/size-%d' % size, size=size)
+    tree.dir('/modes', 0o1777)
+    for mode in (0o400, 0o444, 0o644, 0o755, 0o2755, 0o4755, 0o7777):
+        tree.file('/modes/file-%04o' % mode, 'mode %04o\n' % mode, mode)
+    tree.file('/modes/owned', 'owned\n', uid=100_000, gid=4_000_000_000)
+    tree.dir('/names')
+    for name in ('UPPER.TXT', 'lower.txt', 'Mixed.Case.Name', '.hidden', 'no-extension', 'two  blanks', 'plus+minus',
+                 'caf\u00e9', '\u65e5\u672c\u8a9e', 'same-name-but-longer-than-31-characters-1',
+                 'same-name-but-longer-than-31-characters-2', 'n' * 100, 'semi;1', 'back\\slash', 'per%20cent'):
+        tree.file('/names/' + name, 'I am called %s\n' % name)
+    tree.dir('/links')
+    tree.file('/links/hard-1', 'two names\n')
+    tree.hard('/links/hard-2', '/links/hard-1')
+    for name, target in {'file': '../hello.txt', 'dir': '../files', 'absolute': '/hello.txt', 'root': '/', 'dot': '.',
+                         'dotdot': '..', 'up': '../../..', 'mixed': './a/../b/./c', 'double': 'a//b',
+                         'dangling': 'nowhere'}.items():
+        tree.link('/links/' + name, target)
+    tree.dir('/special')
+    tree.add('/special/fifo', 'fifo', 0o640)
+    for name, kind, major, minor in (('null', 'chr', 1, 3), ('sda1', 'blk', 8, 1), ('nvme', 'blk', 259, 70_000)):
+        tree.add('/special/' + name, kind, 0o660, gid=6, rdev=(major, minor))
+    tree.dir('/times')
+    for name, second in (('1960', -302_443_200), ('1969', -1), ('1970', 0), ('2000', 951_782_400), ('2038', 2**31),
+                         ('2099', 4_070_908_800)):
+        tree.file('/times/' + name, name + '\n', times={'mtime': (second, 0)})
+
+
+def files(tree):
+    """The files and names of `disc`: what needs no Rock Ridge."""
+    disc(tree)
+    drop = (b'/links', b'/special', b'/names/semi')
+    tree.nodes = [node for node in tree.nodes if node.path.isascii() and not node.path.startswith(drop)]
+
+
+def short(tree):
+    """Names of eight and three characters; no longer ones, so that no tool has to invent any."""
+    for name in ('README.TXT', 'A', 'NOEXT', 'ARCHIVE.ZIP', 'UNDER_SC.ORE', '12345678.123'):
+        tree.file('/' + name, 'I am called %s\n' % name)
+    tree.dir('/DIR')
+    tree.dir('/DIR/SUB')
+    tree.file('/DIR/SUB/DEEP.TXT', size=5000)
+    tree.file('/EMPTY', b'')
+    tree.file('/BIG.DAT', size=100_000)
+
+
+def wide(tree):
+    """Names in several scripts, up to Joliet's 64 and its longer 103 characters."""
+    for name in ('caf\u00e9.txt', '\u65e5\u672c\u8a9e.txt', '\u0420\u0443\u0441\u0441\u043a\u0438\u0439', 'MixedCase.Txt', 'several.dots.in.name',
+                 'with space', 'j' * 60 + '.txt', 'l' * 99 + '.txt'):
+        tree.file('/' + name, 'I am called %s\n' % name)
+    tree.dir('/\u00fcml\u00e4ut')
+    tree.file('/\u00fcml\u00e4ut/inner', 'inner\n')
+
+
+def astral(tree):
+    """A name outside the Basic Multilingual Plane."""
+    tree.file('/\U0001F984.txt', 'unicorn\n')
+    tree.file('/plain.txt', 'plain\n')
+
+
+def deep(tree):
+    """Deeper than the eight levels of ISO 9660, in two places, one inside the other."""
+    path = ''
+    for level in range(1, 21):
+        path += '/level%02d' % level
+        tree.dir(path)
+        tree.file(path + '/file', 'level %d\n' % level)
+    path = '/level01/level02/level03/level04/level05/level06/level07'
+    tree.dir(path + '/other')
+    tree.dir(path + '/other/more')
+    tree.file(path + '/other/more/file', 'more\n')
+    tree.dir(path + '/level08/other')
+    tree.file(path + '/level08/other/file', 'the same name elsewhere\n')
+
+
+def lengthy(tree, links=1000):
+    """Names and targets that do not fit into one directory record. genisoimage cuts long targets off, or never ends."""
+    for length in (1, 100, 150, 180, 190, 200, 220, 240, 250, 255):
+        tree.file('/' + ('%03d-' % length + 'n' * 255)[:length], 'length %d\n' % length)
+        tree.dir('/' + ('%03d-' % length + 'd' * 255)[:length] if length > 1 else '/d')
+    for length in (100, 200, 248, 249, 250, 255, int(links)):
+        tree.link('/short-%d' % length, ('component/' * 400)[:length - 1] + 'z')
+        tree.link('/one-%d' % length, 'c' * min(length, 255))
+    tree.link('/' + 's' * 240, '../' * 60 + 'x' * 20)
+    tree.link('/from-root', '/' + 'r' * 100 + '/./../' + 'q' * min(200, int(links) - 150))
+
+
+def prose(tree):
+    """Files that compress well, next to some that do not."""
+    for size in (10, 1000, 32_768, 40_000, 65_536, 200_000, 1_000_000):
+        line = b'The quick brown fox jumps over the lazy dog, and the disk spins on. '
+        tree.file('/text-%d' % size, (line * (size // len(line) + 1))[:size])
+    tree.file('/noise', size=100_000)
+    tree.file('/zeros', bytes(300_000))
+    tree.file('/half', noise('half', 70_000) + bytes(70_000) + b'end')
+    tree.file('/empty', b'')
+
+
+def crowd(tree, count=600):
+    """A directory of many sectors."""
+    tree.dir('/dir')
+    for n in range(int(count)):
+        tree.file('/dir/file number %04d.text' % n, 'number %d\n' % n)
+    tree.file('/last', 'last\n')
+
+
+def huge(tree):
+    """A file of more than 4 GiB, which takes two extents."""
+    gap = 4 * GiB - 4096
+    tree.file('/huge', [(0, noise('begin', 4096)), (gap, noise('middle', 8192)), (4 * GiB + MiB, b'the end')])
+    tree.file('/small', 'small\n')
+
+
 TREES = {function.__name__: function for function in
-         (zoo, sieves, big, names, folded, inline, attributes, shared, flagged, empty, few, eve)}
+         (zoo, sieves, big, names, folded, inline, attributes, shared, flagged, empty, few, eve,
+          disc, files, short, wide, astral, deep, lengthy, prose, crowd, huge)}
