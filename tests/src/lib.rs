@@ -165,7 +165,12 @@ impl Hint {
     }
 }
 
-fn list(tree: &dyn Filesystem, ino: Ino, limits: Limits, note: &mut impl FnMut(Errno)) -> Vec<(OsString, Option<Hint>)> {
+fn list(
+    tree: &dyn Filesystem,
+    ino: Ino,
+    limits: Limits,
+    note: &mut impl FnMut(Errno),
+) -> Vec<(OsString, Option<Hint>)> {
     let mut names = Vec::new();
     let mut position = 0;
     // Small batches, so that listings are taken up again; each gives an entry or is the last.
@@ -271,7 +276,9 @@ fn partitions(drive: &dyn Drive) -> Seen {
     let mut seen = Seen { nodes: partitions.len(), errors: 0 };
     for partition in &partitions {
         match drive.partition(partition.number) {
-            Ok(disk) => assert!(disk.size() <= drive.whole().size(), "a partition is no larger than its disk"),
+            Ok(disk) => {
+                assert!(disk.size() <= drive.whole().size(), "a partition is no larger than its disk")
+            }
             Err(_) => seen.errors += 1,
         }
     }

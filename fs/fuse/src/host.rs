@@ -18,7 +18,7 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, FileAttr, FileHandle, ForgetOne, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    BackingId, FileAttr, FileHandle, FopenFlags, ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, Notifier, PollEvents, PollNotifier, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyStatx, ReplyWrite, ReplyXattr, RequestId, TimeOrNow, WriteFlags,
@@ -26,9 +26,9 @@ use fuser::{
 use nix::libc;
 use parking_lot::Mutex;
 use veduta_api::{
-    Allocate, Attr, Device, DirEntry, Entry, Errno, Facts, File, FileFlags, FileLock, Filesystem,
-    Ino, Ioctl, Kind, LockKind, NewNode, OpenFlags, Perm, Ready, RenameFlags, Result, Seek, SetAttr, SetTime,
-    Timestamp, XattrMode,
+    Allocate, Attr, Device, DirEntry, Entry, Errno, Facts, File, FileFlags, FileLock, Filesystem, Ino, Ioctl,
+    Kind, LockKind, NewNode, OpenFlags, Perm, Ready, RenameFlags, Result, Seek, SetAttr, SetTime, Timestamp,
+    XattrMode,
 };
 
 use crate::backing::Backings;
@@ -98,12 +98,7 @@ macro_rules! answer {
 }
 
 impl Host {
-    pub(crate) fn new(
-        fs: Arc<dyn Filesystem>,
-        read_only: bool,
-        allow: Allow,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(crate) fn new(fs: Arc<dyn Filesystem>, read_only: bool, allow: Allow, shared: Arc<Shared>) -> Self {
         let facts = fs.facts();
         let policy = Policy::new(&facts, read_only);
         let no_xattrs = policy.immutable && !facts.acl && has_no_xattrs(&*fs);
@@ -157,7 +152,11 @@ impl Host {
     ) -> Answer<T> {
         let span = tracing::warn_span!("request", op, ino = ino.0, pid = request.pid());
         let _entered = span.enter();
-        if self.allow == Allow::Root && request.uid() != self.owner && request.uid() != 0 && !is_kernels_own(op) {
+        if self.allow == Allow::Root
+            && request.uid() != self.owner
+            && request.uid() != 0
+            && !is_kernels_own(op)
+        {
             return (true, Err(fuser::Errno::EACCES));
         }
         if self.closed.load(Ordering::Acquire) {
@@ -439,7 +438,8 @@ impl Host {
     }
 
     fn do_write(&self, file: &OpenFile, offset: u64, data: &[u8], drop_set_id: bool) -> Result<usize> {
-        let Some(room) = self.facts.size_max.checked_sub(offset).filter(|room| *room > 0 || data.is_empty()) else {
+        let Some(room) = self.facts.size_max.checked_sub(offset).filter(|room| *room > 0 || data.is_empty())
+        else {
             return Err(Errno::EFBIG);
         };
         let data = &data[..data.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
@@ -541,10 +541,7 @@ impl fuser::Filesystem for Host {
         for (when, flags) in [
             (self.policy.shared, InitFlags::FUSE_AUTO_INVAL_DATA),
             (!self.policy.shared, InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPLICIT_INVAL_DATA),
-            (
-                self.policy.immutable,
-                InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            ),
+            (self.policy.immutable, InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT),
             (self.policy.writeback, InitFlags::FUSE_WRITEBACK_CACHE),
             (self.facts.acl, InitFlags::FUSE_POSIX_ACL),
             (self.facts.remote_locks, InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS),
@@ -718,14 +715,7 @@ impl fuser::Filesystem for Host {
         self.reply_entry(answer, reply);
     }
 
-    fn link(
-        &self,
-        request: &fuser::Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, request: &fuser::Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let answer = self.change(request, "link", ino, || {
             let name = self.name(name)?;
             self.guard(Ino(ino.0), Change::Any)?;
@@ -1008,7 +998,8 @@ impl fuser::Filesystem for Host {
         mut reply: ReplyDirectory,
     ) {
         let room = reply.room();
-        let answer = self.serve(request, "readdir", ino, true, || self.list(ino, handle, offset, room, false));
+        let answer =
+            self.serve(request, "readdir", ino, true, || self.list(ino, handle, offset, room, false));
         answer!(answer, reply, listing => {
             for (is_dot, entry) in listing.iter() {
                 let next = if is_dot { entry.next } else { entry.next.saturating_add(2) };
@@ -1138,20 +1129,12 @@ impl fuser::Filesystem for Host {
         answer!(answer, reply, () => reply.ok());
     }
 
-    fn getxattr(
-        &self,
-        request: &fuser::Request,
-        ino: INodeNo,
-        name: &OsStr,
-        size: u32,
-        reply: ReplyXattr,
-    ) {
+    fn getxattr(&self, request: &fuser::Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if self.no_xattrs {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        let answer = self.serve(request, "getxattr", ino, true, || {
-            fitting(self.fs.getxattr(Ino(ino.0), name)?, size)
-        });
+        let answer =
+            self.serve(request, "getxattr", ino, true, || fitting(self.fs.getxattr(Ino(ino.0), name)?, size));
         reply_xattr(answer, size, reply);
     }
 
@@ -1348,12 +1331,7 @@ impl fuser::Filesystem for Host {
 }
 
 impl Host {
-    fn reply_created(
-        &self,
-        answer: Answer<(Entry, Arc<dyn File>)>,
-        flags: OpenFlags,
-        reply: ReplyCreate,
-    ) {
+    fn reply_created(&self, answer: Answer<(Entry, Arc<dyn File>)>, flags: OpenFlags, reply: ReplyCreate) {
         let (entry, file) = match answer {
             (_, Ok((entry, _))) if entry.ino.0 == 0 => return reply.error(fuser::Errno::EIO),
             (true, Ok(made)) => made,
@@ -1417,7 +1395,10 @@ impl Wake for PollWaker {
 
 /// Requests that the kernel makes on its own account, without the user's identity.
 fn is_kernels_own(op: &str) -> bool {
-    matches!(op, "read" | "write" | "readdir" | "readdirplus" | "release" | "releasedir" | "fsync" | "fsyncdir")
+    matches!(
+        op,
+        "read" | "write" | "readdir" | "readdirplus" | "release" | "releasedir" | "fsync" | "fsyncdir"
+    )
 }
 
 /// A driver that has no attributes under any prefix has none at all.
@@ -1529,14 +1510,8 @@ fn chattr_call(command: u32) -> Option<Chattr> {
 const FLAGS: [u32; 6] = [0x10, 0x20, 0x40, 0x4, 0x800, 0x10_0000];
 
 fn flags_to_linux(flags: FileFlags) -> u32 {
-    let set = [
-        flags.immutable,
-        flags.append_only,
-        flags.no_dump,
-        flags.compressed,
-        flags.encrypted,
-        flags.verity,
-    ];
+    let set =
+        [flags.immutable, flags.append_only, flags.no_dump, flags.compressed, flags.encrypted, flags.verity];
     set.into_iter().zip(FLAGS).filter(|(set, _)| *set).map(|(_, bit)| bit).sum()
 }
 

@@ -13,9 +13,9 @@ pub(crate) fn describe(disk: &Disk, choices: Choices) -> Result<Report, MountErr
     let descriptors = &volume.descriptors;
     let primary = &descriptors.primary;
     let mut report = Report::new();
-    report.put("type", "iso9660");
+    report.put("format", "iso9660");
     for (key, text) in [
-        ("volume", &primary.name),
+        ("label", &primary.name),
         ("volume_set", &primary.set),
         ("system", &primary.system),
         ("publisher", &primary.publisher),

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use veduta_api::{Attr, Directory, Entry, Errno, File, Filesystem, Ino, Kind, OpenFlags, Result};
+use veduta_api::{Attr, DirEntry, Directory, Entry, Errno, File, Filesystem, Ino, Kind, OpenFlags, Result};
 
 /// Symbolic links on the way of one path; more give `ELOOP`.
 const MAX_LINKS: u32 = 40;
@@ -229,6 +229,13 @@ pub fn entries(tree: &dyn Filesystem, dir: Ino) -> Result<Entries<'_>> {
     Ok(Entries { tree, dir, open, position: 0, batch: VecDeque::new(), is_done: false })
 }
 
+/// The node that a listed entry leads to, without a search where the listing told it.
+pub fn entry<'t>(tree: &'t dyn Filesystem, dir: Ino, listed: &Listed) -> Result<Node<'t>> {
+    let Listed { name, ino, st_ino, kind } = listed;
+    let hint = DirEntry { name, ino: *ino, st_ino: *st_ino, kind: *kind, next: 1 };
+    Ok(Node::new(tree, tree.entry(dir, &hint)?))
+}
+
 /// See [`entries`].
 pub struct Entries<'t> {
     tree: &'t dyn Filesystem,
@@ -243,7 +250,7 @@ impl Entries<'_> {
     fn fill(&mut self) -> Result<()> {
         let from = self.position;
         let (batch, position) = (&mut self.batch, &mut self.position);
-        let mut sink = |entry: veduta_api::DirEntry<'_>| {
+        let mut sink = |entry: DirEntry<'_>| {
             if batch.len() == BATCH {
                 return ControlFlow::Break(());
             }

@@ -32,7 +32,8 @@ struct Args {
 fn parse() -> Result<Args, String> {
     let mut words = std::env::args().skip(1);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let mut args = Args { target: String::new(), seconds: 10, seed: now.as_nanos() as u64, files: Vec::new() };
+    let mut args =
+        Args { target: String::new(), seconds: 10, seed: now.as_nanos() as u64, files: Vec::new() };
     while let Some(word) = words.next() {
         let mut number = || {
             words.next().and_then(|value| value.parse().ok()).ok_or_else(|| format!("{word} wants a number"))
@@ -121,7 +122,8 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) -> Vec<String> {
             0 => bytes[at] ^= 1 << random.below(8),
             1 => bytes[at] = random.next() as u8,
             2 | 3 => {
-                const VALUES: [u64; 9] = [0, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
+                const VALUES: [u64; 9] =
+                    [0, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
                 let width = 1 << random.below(4);
                 let value = VALUES[random.below(VALUES.len())].to_le_bytes();
                 let end = (at + width).min(bytes.len());

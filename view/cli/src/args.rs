@@ -51,15 +51,15 @@ ENVIRONMENT
     subcommand_required = true,
     disable_help_subcommand = false
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The commands.
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Mount an image on a directory
     ///
     /// Looks at SOURCE to find its type, mounts it on DIR through FUSE, and returns once the mount answers; the
@@ -104,7 +104,9 @@ In /etc/fstab, with the driver program instead:
     /// the same by reading the image, and says what would allow more.
     Tour,
     /// Print a completion script for a shell
-    #[command(after_help = "EXAMPLE\n  veduta completions bash > ~/.local/share/bash-completion/completions/veduta")]
+    #[command(
+        after_help = "EXAMPLE\n  veduta completions bash > ~/.local/share/bash-completion/completions/veduta"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -127,129 +129,129 @@ In /etc/fstab, with the driver program instead:
 
 /// How an image is to be read.
 #[derive(Args, Clone, Default)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// The type of the image; `auto` looks at it. `veduta types` lists them
     #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "auto")]
-    pub type_name: String,
+    pub(crate) type_name: String,
     /// Options, separated by commas, in the words of mount(8). `veduta types TYPE` lists them
     #[arg(short, long, value_name = "LIST")]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 /// `veduta mount`
 #[derive(Args)]
-pub struct Mount {
+pub(crate) struct Mount {
     #[command(flatten)]
-    pub reading: Reading,
+    pub(crate) reading: Reading,
     /// Stay in the foreground
     #[arg(short, long)]
-    pub foreground: bool,
+    pub(crate) foreground: bool,
     /// Stay in the foreground and log every request
     #[arg(short, long)]
-    pub debug: bool,
+    pub(crate) debug: bool,
     /// An image, a block device, or a partition of either (disk.img#2)
-    pub source: OsString,
+    pub(crate) source: OsString,
     /// The directory on which it is to appear
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 /// `veduta umount`
 #[derive(Args)]
-pub struct Umount {
+pub(crate) struct Umount {
     /// Detach at once, even if it is in use; the server ends when the last user does
     #[arg(short, long)]
-    pub lazy: bool,
+    pub(crate) lazy: bool,
     /// The directory on which it is mounted
     #[arg(required = true)]
-    pub dirs: Vec<PathBuf>,
+    pub(crate) dirs: Vec<PathBuf>,
 }
 
 /// `veduta info`
 #[derive(Args)]
-pub struct Info {
+pub(crate) struct Info {
     #[command(flatten)]
-    pub reading: Reading,
+    pub(crate) reading: Reading,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// An image, a block device, or a partition of either
-    pub source: OsString,
+    pub(crate) source: OsString,
 }
 
 /// `veduta ls`
 #[derive(Args)]
-pub struct Ls {
+pub(crate) struct Ls {
     #[command(flatten)]
-    pub reading: Reading,
+    pub(crate) reading: Reading,
     /// Show mode, links, owner, size and time
     #[arg(short, long)]
-    pub long: bool,
+    pub(crate) long: bool,
     /// Show names that begin with a dot
     #[arg(short, long)]
-    pub all: bool,
+    pub(crate) all: bool,
     /// Show the directory itself, not what it holds
     #[arg(short, long)]
-    pub directory: bool,
+    pub(crate) directory: bool,
     /// Go down into directories
     #[arg(short = 'R', long)]
-    pub recursive: bool,
+    pub(crate) recursive: bool,
     /// Show inode numbers
     #[arg(short, long)]
-    pub inode: bool,
+    pub(crate) inode: bool,
     /// Show sizes as 1.5K, 2M
     #[arg(short = 'H', long = "human-readable")]
-    pub human: bool,
+    pub(crate) human: bool,
     /// Print JSON, one object a line
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// IMAGE or IMAGE:PATH
     #[arg(required = true, value_name = "IMAGE[:PATH]")]
-    pub paths: Vec<OsString>,
+    pub(crate) paths: Vec<OsString>,
 }
 
 /// `veduta cat`
 #[derive(Args)]
-pub struct Cat {
+pub(crate) struct Cat {
     #[command(flatten)]
-    pub reading: Reading,
+    pub(crate) reading: Reading,
     /// IMAGE:PATH
     #[arg(required = true, value_name = "IMAGE:PATH")]
-    pub paths: Vec<OsString>,
+    pub(crate) paths: Vec<OsString>,
 }
 
 /// `veduta cp`
 #[derive(Args)]
-pub struct Cp {
+pub(crate) struct Cp {
     #[command(flatten)]
-    pub reading: Reading,
+    pub(crate) reading: Reading,
     /// Copy directories and what they hold
     #[arg(short, long)]
-    pub recursive: bool,
+    pub(crate) recursive: bool,
     /// As -r, and keep owners, extended attributes and device nodes too
     #[arg(short, long)]
-    pub archive: bool,
+    pub(crate) archive: bool,
     /// Say each name
     #[arg(short, long)]
-    pub verbose: bool,
+    pub(crate) verbose: bool,
     /// What to copy: IMAGE:PATH, one or more; then where to: a file or directory of this system
     #[arg(required = true, num_args = 2.., value_name = "IMAGE:PATH... DEST")]
-    pub paths: Vec<OsString>,
+    pub(crate) paths: Vec<OsString>,
 }
 
 /// `veduta doctor`
 #[derive(Args)]
-pub struct Doctor {
+pub(crate) struct Doctor {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// `veduta types`
 #[derive(Args)]
-pub struct Types {
+pub(crate) struct Types {
     /// The type whose options to show
-    pub type_name: Option<String>,
+    pub(crate) type_name: Option<String>,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }

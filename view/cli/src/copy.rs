@@ -19,10 +19,10 @@ use std::sync::Arc;
 use rustix::fs::{self as host, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno as HostErrno;
 use veduta_api::{Attr, Errno, File, Filesystem, Ino, Kind, OpenFlags, Seek};
-use veduta_tree::walk;
+use veduta_tree::walk::{self, Follow};
 
 use crate::args;
-use crate::failure::Failure;
+use crate::failure::{Failure, shown};
 use crate::look::{Images, join};
 use crate::progress::Progress;
 use crate::source;
@@ -31,24 +31,28 @@ use crate::source;
 const CHUNK: usize = 1 << 20;
 
 /// `veduta cp`
-pub fn run(args: &args::Cp) -> Result<(), Failure> {
+pub(crate) fn run(args: &args::Cp) -> Result<(), Failure> {
     let Some((dest, sources)) = args.paths.split_last() else {
         return Err(Failure::usage("name what to copy, and where to"));
     };
     let dest = Path::new(dest);
     let into = dest.is_dir();
     if sources.len() > 1 && !into {
-        return Err(Failure::usage(format!("{}: several files can only go into a directory", dest.display())));
+        return Err(Failure::usage(format!(
+            "{}: several files can only go into a directory",
+            dest.display()
+        )));
     }
     let mut images = Images::default();
     let mut lost = Lost::default();
     for word in sources {
         let (image, path) = source::split(word);
-        let tree = &*images.open(&image, &args.reading)?.tree;
+        let tree = images.open(&image, &args.reading)?;
         let deep = args.recursive || args.archive;
-        let node = walk::resolve(tree, &path, !deep).map_err(|errno| Failure::file(word.display(), errno))?;
+        let node = walk::resolve(tree, Path::new(&path), if deep { Follow::No } else { Follow::Yes })
+            .map_err(|errno| Failure::file(shown(word), errno))?;
         if node.attr().kind == Kind::Directory && !deep {
-            return Err(Failure::usage(format!("{}: is a directory (-r copies it)", word.display())));
+            return Err(Failure::usage(format!("{}: is a directory (-r copies it)", shown(word))));
         }
         let target = match (into, base_name(&path)) {
             (true, Some(name)) => dest.join(name),
@@ -92,7 +96,7 @@ impl Lost {
 
     /// `path` itself could not be copied.
     fn skip(&mut self, path: &OsStr, why: &str) {
-        eprintln!("veduta: {}: {why}", path.display());
+        eprintln!("veduta: {}: {why}", shown(path));
         self.files += 1;
     }
 
@@ -137,16 +141,16 @@ struct Copier<'a> {
 impl Copier<'_> {
     /// Copies what the user named to the path that the user named.
     fn top(&mut self, node: &walk::Node<'_>, target: &Path, word: &OsStr) -> Result<(), Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::system(format!("{}: {error}", target.display()));
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::system(format!("{}: {error}", target.display()));
         if node.attr().kind != Kind::Directory {
             let (parent, name) = match (target.parent(), target.file_name()) {
                 (Some(parent), Some(name)) => (parent, name),
                 _ => return Err(Failure::usage(format!("{}: not a name for a file", target.display()))),
             };
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            let dir = HostFile::open(parent).map_err(|error| {
-                Failure::system(format!("{}: {error}", parent.display()))
-            })?;
+            let dir = HostFile::open(parent)
+                .map_err(|error| Failure::system(format!("{}: {error}", parent.display())))?;
             let place = Arc::new(Place { dir: dir.into() });
             self.copy_node(node.ino(), *node.attr(), name, &place, word);
             return Ok(());
@@ -184,7 +188,9 @@ impl Copier<'_> {
                             Ok(below) if !self.ancestors.contains(&ino) => {
                                 self.enter(ino, attr, Arc::new(below), path, &mut tasks);
                             }
-                            Ok(_) => self.lost.skip(&path, "the directory holds itself: the image is damaged"),
+                            Ok(_) => {
+                                self.lost.skip(&path, "the directory holds itself: the image is damaged");
+                            }
                             Err(errno) => self.lost.skip(&path, &errno.to_string()),
                         }
                     } else {
@@ -199,15 +205,25 @@ impl Copier<'_> {
     fn enter(&mut self, ino: Ino, attr: Attr, place: Arc<Place>, path: OsString, tasks: &mut Vec<Task>) {
         self.say(&path);
         self.ancestors.insert(ino);
-        let listed = walk::list(self.tree, ino);
         tasks.push(Task::Leave { ino, attr, place: Arc::clone(&place), path: path.clone() });
-        match listed {
-            Ok(listed) => tasks.extend(listed.into_iter().rev().map(|listed| {
-                let path = join(&path, &listed.name);
-                Task::Entry { parent: ino, listed, place: Arc::clone(&place), path }
-            })),
+        let first = tasks.len();
+        match walk::entries(self.tree, ino) {
+            Ok(entries) => {
+                for listed in entries {
+                    match listed {
+                        Ok(listed) if is_safe(&listed.name) => {
+                            let path = join(&path, &listed.name);
+                            tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(&place), path });
+                        }
+                        Ok(listed) => self.lost.skip(&join(&path, &listed.name), "not a name for a file"),
+                        Err(errno) => self.lost.skip(&path, crate::failure::sentence(errno)),
+                    }
+                }
+            }
             Err(errno) => self.lost.skip(&path, crate::failure::sentence(errno)),
         }
+        // The last task is the next: turned round, the entries are copied in the order of the listing.
+        tasks[first..].reverse();
     }
 
     /// Makes a directory, or takes the one that is there. A symbolic link there is not followed.
@@ -223,9 +239,7 @@ impl Copier<'_> {
     /// Copies a node that is not a directory. What goes wrong is noted.
     fn copy_node(&mut self, ino: Ino, attr: Attr, name: &OsStr, place: &Arc<Place>, path: &OsStr) {
         self.say(path);
-        if attr.nlink > 1
-            && let Some((first_place, first_name)) = self.links.get(&ino)
-        {
+        if let (true, Some((first_place, first_name))) = (attr.nlink > 1, self.links.get(&ino)) {
             let _ = remove(place, name);
             let linked = host::linkat(&first_place.dir, first_name, &place.dir, name, AtFlags::empty());
             match linked {
@@ -244,24 +258,35 @@ impl Copier<'_> {
         }
     }
 
-    fn make_node(&mut self, ino: Ino, attr: &Attr, name: &OsStr, place: &Place, path: &OsStr) -> Result<(), String> {
+    fn make_node(
+        &mut self,
+        ino: Ino,
+        attr: &Attr,
+        name: &OsStr,
+        place: &Place,
+        path: &OsStr,
+    ) -> Result<(), String> {
         let text = |errno: HostErrno| errno.to_string();
         match attr.kind {
             Kind::File => {
                 remove(place, name).map_err(text)?;
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = host::openat(&place.dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(text)?;
                 let file = HostFile::from(file);
                 self.copy_content(ino, attr, &file)?;
                 self.keep(ino, attr, file.as_fd(), path);
             }
             Kind::Symlink => {
-                let target = self.tree.readlink(ino).map_err(|errno| crate::failure::sentence(errno).to_owned())?;
+                let target =
+                    self.tree.readlink(ino).map_err(|errno| crate::failure::sentence(errno).to_owned())?;
                 remove(place, name).map_err(text)?;
                 host::symlinkat(&*target, &place.dir, name).map_err(text)?;
                 self.keep_at(attr, place, name, path);
             }
-            _ if !self.archive => self.lost.note(path, format!("{} left out (-a copies it)", kind_name(attr.kind))),
+            _ if !self.archive => {
+                self.lost.note(path, format!("{} left out (-a copies it)", kind_name(attr.kind)));
+            }
             _ => {
                 remove(place, name).map_err(text)?;
                 let device = host::makedev(attr.rdev.major, attr.rdev.minor);
@@ -303,7 +328,8 @@ impl Copier<'_> {
         let fd = fd.as_fd();
         let mut is_owner = true;
         if self.archive {
-            let owner = host::fchown(fd, Some(host::Uid::from_raw(attr.uid)), Some(host::Gid::from_raw(attr.gid)));
+            let owner =
+                host::fchown(fd, Some(host::Uid::from_raw(attr.uid)), Some(host::Gid::from_raw(attr.gid)));
             if let Err(errno) = owner {
                 is_owner = false;
                 self.lost.note(path, format!("owner not kept: {errno}"));
@@ -323,7 +349,9 @@ impl Copier<'_> {
     fn keep_xattrs(&mut self, ino: Ino, fd: std::os::fd::BorrowedFd<'_>, path: &OsStr) {
         let names = match self.tree.listxattr(ino) {
             Ok(names) => names,
-            Err(errno) => return self.lost.note(path, format!("extended attributes not read: {}", errno.desc())),
+            Err(errno) => {
+                return self.lost.note(path, format!("extended attributes not read: {}", errno.desc()));
+            }
         };
         for name in names {
             let shown = name.to_string_lossy();
@@ -333,7 +361,9 @@ impl Copier<'_> {
                         self.lost.note(path, format!("extended attribute {shown} not kept: {errno}"));
                     }
                 }
-                Err(errno) => self.lost.note(path, format!("extended attribute {shown} not read: {}", errno.desc())),
+                Err(errno) => {
+                    self.lost.note(path, format!("extended attribute {shown} not read: {}", errno.desc()));
+                }
             }
         }
     }
@@ -367,11 +397,17 @@ impl Copier<'_> {
 
 /// Takes away what stands at a name, unless it is a directory.
 fn remove(place: &Place, name: &OsStr) -> Result<(), HostErrno> {
-    debug_assert!(!name.as_bytes().contains(&b'/'), "walk::list hands out no such name");
     match host::unlinkat(&place.dir, name, AtFlags::empty()) {
         Err(HostErrno::NOENT) => Ok(()),
         done => done,
     }
+}
+
+/// Whether a name leads to nothing but an entry of the directory. Drivers hand out no others; here it would write
+/// elsewhere.
+fn is_safe(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    !matches!(bytes, b"" | b"." | b"..") && !bytes.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
 /// The next stretch of data at or behind `offset`. A driver that knows of no holes has one stretch.
@@ -388,7 +424,8 @@ fn next_data(file: &dyn File, offset: u64, size: u64) -> Result<Option<(u64, u64
 }
 
 fn times(attr: &Attr) -> host::Timestamps {
-    let spec = |time: veduta_api::Timestamp| host::Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
+    let spec =
+        |time: veduta_api::Timestamp| host::Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
     host::Timestamps { last_access: spec(attr.atime), last_modification: spec(attr.mtime) }
 }
 

@@ -26,12 +26,12 @@ struct Check {
 }
 
 /// What the machine allows.
-pub struct Diagnosis {
+pub(crate) struct Diagnosis {
     checks: Vec<Check>,
 }
 
 /// Prints the diagnosis. The exit status is 0 even where nothing is allowed: the question was answered.
-pub fn run(args: &args::Doctor) -> Result<(), Failure> {
+pub(crate) fn run(args: &args::Doctor) -> Result<(), Failure> {
     let diagnosis = Diagnosis::make();
     if args.json {
         println!("{:#}", diagnosis.json());
@@ -43,7 +43,7 @@ pub fn run(args: &args::Doctor) -> Result<(), Failure> {
 
 impl Diagnosis {
     /// Looks and tries.
-    pub fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let mount = trial("mount");
         let userns = trial("userns");
         let userns_mount = if userns.is_ok() { trial("userns-mount") } else { userns.clone() };
@@ -82,7 +82,12 @@ impl Diagnosis {
             },
             ptrace_check(),
             seccomp(),
-            device("tun", "virtual network cards", "/dev/net/tun", "not needed to mount; some network links want it"),
+            device(
+                "tun",
+                "virtual network cards",
+                "/dev/net/tun",
+                "not needed to mount; some network links want it",
+            ),
             loop_device(),
         ];
         Self { checks }
@@ -93,23 +98,29 @@ impl Diagnosis {
     }
 
     /// Whether `veduta mount` works here.
-    pub fn can_mount(&self) -> bool {
+    pub(crate) fn can_mount(&self) -> bool {
         self.is_good("mount")
     }
 
     /// What the findings mean together, and what to do for more: sentences.
-    pub fn verdict(&self) -> Vec<String> {
+    pub(crate) fn verdict(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.is_good("mount") {
             lines.push("`veduta mount IMAGE DIR` works here.".into());
         } else if self.is_good("user_namespace_mount") {
             lines.push("`veduta mount` does not work directly, but it does inside `unshare -rm`: start a shell with that, and mount there.".into());
         } else {
-            lines.push("No mount is possible here. `veduta ls`, `cat`, `cp` and `info` read images all the same.".into());
+            lines.push(
+                "No mount is possible here. `veduta ls`, `cat`, `cp` and `info` read images all the same."
+                    .into(),
+            );
         }
-        lines.extend(self.checks.iter().filter(|check| !check.good && !check.advice.is_empty()).map(
-            |check| format!("For {}: {}.", check.title, check.advice),
-        ));
+        lines.extend(
+            self.checks
+                .iter()
+                .filter(|check| !check.good && !check.advice.is_empty())
+                .map(|check| format!("For {}: {}.", check.title, check.advice)),
+        );
         lines
     }
 
@@ -147,13 +158,21 @@ fn dev_fuse() -> Check {
             Err(_) if in_container() => (
                 false,
                 "does not exist in this container".to_owned(),
-                "start the container with `--device /dev/fuse` (and `--cap-add SYS_ADMIN` to mount as root)".to_owned(),
+                "start the container with `--device /dev/fuse` (and `--cap-add SYS_ADMIN` to mount as root)"
+                    .to_owned(),
             ),
-            Err(_) => (false, "does not exist".to_owned(), "load the kernel module: `modprobe fuse`".to_owned()),
+            Err(_) => {
+                (false, "does not exist".to_owned(), "load the kernel module: `modprobe fuse`".to_owned())
+            }
             Ok(meta) => (
                 false,
-                format!("cannot be opened: {error} (mode {:04o}, owner {})", meta.permissions().mode() & 0o7777, meta.uid()),
-                "install fuse3, whose fusermount3 opens it for you, or as root `chmod 666 /dev/fuse`".to_owned(),
+                format!(
+                    "cannot be opened: {error} (mode {:04o}, owner {})",
+                    meta.permissions().mode() & 0o7777,
+                    meta.uid()
+                ),
+                "install fuse3, whose fusermount3 opens it for you, or as root `chmod 666 /dev/fuse`"
+                    .to_owned(),
             ),
         },
     };
@@ -166,10 +185,19 @@ fn fusermount() -> Check {
         Some(path) => {
             let set_id = fs::metadata(&path).is_ok_and(|meta| meta.mode() & 0o4000 != 0 && meta.uid() == 0);
             let useful = set_id || geteuid().is_root();
-            let text = if set_id { "set-user-id root" } else { "without set-user-id root, so of no help to a user" };
-            (useful, format!("{}, {text}", path.display()), "reinstall fuse3 (`apt-get install --reinstall fuse3`)")
+            let text =
+                if set_id { "set-user-id root" } else { "without set-user-id root, so of no help to a user" };
+            (
+                useful,
+                format!("{}, {text}", path.display()),
+                "reinstall fuse3 (`apt-get install --reinstall fuse3`)",
+            )
         }
-        None => (false, "not installed".to_owned(), "install fuse3 (`apt-get install fuse3`): it mounts for ordinary users"),
+        None => (
+            false,
+            "not installed".to_owned(),
+            "install fuse3 (`apt-get install fuse3`): it mounts for ordinary users",
+        ),
     };
     let advice = if good { String::new() } else { advice.to_owned() };
     Check { key: "fusermount3", title: "fusermount3", good, found: text, advice }
@@ -189,13 +217,15 @@ fn in_container() -> bool {
 }
 
 fn userns_advice() -> String {
-    let restricted = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
+    let restricted =
+        |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
     if restricted("/proc/sys/kernel/unprivileged_userns_clone", "0") {
         "as root `sysctl kernel.unprivileged_userns_clone=1`".into()
     } else if restricted("/proc/sys/user/max_user_namespaces", "0") {
         "as root `sysctl user.max_user_namespaces=10000`".into()
     } else if restricted("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
-        "as root `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or an AppArmor profile for veduta".into()
+        "as root `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or an AppArmor profile for veduta"
+            .into()
     } else if in_container() {
         "the container's seccomp profile must allow unshare and mount".into()
     } else {
@@ -208,7 +238,9 @@ fn ptrace_check() -> Check {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let advice = match (&result, scope.trim()) {
         (Err(_), "2" | "3") => "as root `sysctl kernel.yama.ptrace_scope=1` (views will need it)",
-        (Err(_), _) => "in a container, `--cap-add SYS_PTRACE` or a seccomp profile that allows ptrace (views will need it)",
+        (Err(_), _) => {
+            "in a container, `--cap-add SYS_PTRACE` or a seccomp profile that allows ptrace (views will need it)"
+        }
         _ => "",
     };
     Check {
@@ -246,7 +278,11 @@ fn seccomp() -> Check {
         title: "seccomp notification",
         good,
         found: if good { "offered by the kernel".into() } else { "not offered by the kernel".into() },
-        advice: if good { String::new() } else { "a kernel from 5.0 on, with CONFIG_SECCOMP_FILTER (views are slower without)".into() },
+        advice: if good {
+            String::new()
+        } else {
+            "a kernel from 5.0 on, with CONFIG_SECCOMP_FILTER (views are slower without)".into()
+        },
     }
 }
 
@@ -278,7 +314,8 @@ fn loop_device() -> Check {
 /// Runs `veduta __trial WHAT` and says what it said.
 fn trial(what: &str) -> Result<(), String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
-    let dir = tempfile::Builder::new().prefix("veduta-trial-").tempdir().map_err(|error| error.to_string())?;
+    let dir =
+        tempfile::Builder::new().prefix("veduta-trial-").tempdir().map_err(|error| error.to_string())?;
     let output = Command::new(this)
         .args(["__trial", what])
         .arg(dir.path())
@@ -294,7 +331,7 @@ fn trial(what: &str) -> Result<(), String> {
 }
 
 /// `veduta __trial`: one trial, in this process. Fails with a sentence.
-pub fn run_trial(what: &str, dir: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn run_trial(what: &str, dir: Option<&Path>) -> Result<(), Failure> {
     let dir = dir.ok_or_else(|| Failure::usage("a directory is wanted"))?;
     match what {
         "mount" => mount_and_read(dir),
@@ -320,8 +357,8 @@ fn enter_user_namespace() -> Result<(), Failure> {
 /// Mounts the smallest tree on `dir`, reads its file, and unmounts.
 fn mount_and_read(dir: &Path) -> Result<(), Failure> {
     let tree = veduta_hello::tree("doctor");
-    let mounted = veduta_fuse::mount_background(tree, dir)
-        .map_err(|error| Failure::system(error.to_string()))?;
+    let mounted =
+        veduta_fuse::mount_background(tree, dir).map_err(|error| Failure::system(error.to_string()))?;
     let read = fs::read_to_string(dir.join("hello"));
     mounted.unmount().map_err(|error| Failure::system(error.to_string()))?;
     match read {

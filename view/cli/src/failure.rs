@@ -8,41 +8,41 @@ use veduta_api::{Errno, MountError, MountErrorKind};
 
 /// A failed command: one sentence, printed once by `main`.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     status: u8,
     message: String,
 }
 
 impl Failure {
     /// The command line is wrong.
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { status: 1, message: message.into() }
     }
 
     /// The system refused something.
-    pub fn system(message: impl Into<String>) -> Self {
+    pub(crate) fn system(message: impl Into<String>) -> Self {
         Self { status: 2, message: message.into() }
     }
 
     /// A source could not be mounted or read as what it should be: `ext2: disk.img: block 9 lies outside`.
-    pub fn mount(type_name: Option<&str>, source: &OsStr, error: &MountError) -> Self {
+    pub(crate) fn mount(type_name: Option<&str>, source: &OsStr, error: &MountError) -> Self {
         let status = if error.kind == MountErrorKind::Usage { 1 } else { 32 };
         let type_name = type_name.map(|name| format!("{name}: ")).unwrap_or_default();
-        Self { status, message: format!("{type_name}{}: {}", source.display(), error.message) }
+        Self { status, message: format!("{type_name}{}: {}", shown(source), error.message) }
     }
 
     /// A mount could not be ended.
-    pub fn not_unmounted(message: impl Into<String>) -> Self {
+    pub(crate) fn not_unmounted(message: impl Into<String>) -> Self {
         Self { status: 32, message: message.into() }
     }
 
     /// An operation on a file of a tree failed.
-    pub fn file(path: impl fmt::Display, errno: Errno) -> Self {
+    pub(crate) fn file(path: impl fmt::Display, errno: Errno) -> Self {
         Self { status: 2, message: format!("{path}: {}", sentence(errno)) }
     }
 
     /// The exit status.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status)
     }
 }
@@ -53,8 +53,13 @@ impl fmt::Display for Failure {
     }
 }
 
+/// A name as messages show it.
+pub(crate) fn shown(name: &OsStr) -> String {
+    crate::render::printable(name)
+}
+
 /// An errno in the words of a person.
-pub fn sentence(errno: Errno) -> &'static str {
+pub(crate) fn sentence(errno: Errno) -> &'static str {
     match errno {
         Errno::EUCLEAN => "the filesystem is damaged here (see the message above)",
         Errno::EOPNOTSUPP => "the filesystem does not support this",

@@ -15,7 +15,7 @@ use crate::{modules, render};
 const DEPTH: u32 = 1;
 
 /// Prints the report of a source.
-pub fn run(args: &args::Info) -> Result<(), Failure> {
+pub(crate) fn run(args: &args::Info) -> Result<(), Failure> {
     let report = report(args)?;
     if args.json {
         println!("{:#}", render::json(&report));
@@ -32,7 +32,7 @@ fn report(args: &args::Info) -> Result<Report, Failure> {
     let disk = world.disk(&args.source, false).map_err(failed)?;
     let mut report = Report::new();
     report.put("source", args.source.to_string_lossy().as_ref());
-    report.put("size", Value::Bytes(disk.size()));
+    report.put("image_size", Value::Bytes(disk.size()));
     if let Some(allocated) = allocated(&args.source) {
         report.put("allocated", Value::Bytes(allocated));
     }
@@ -91,11 +91,9 @@ fn row(disk: &Disk, partition: &Partition, depth: u32) -> Report {
     }
     match content(disk, partition, depth) {
         Ok(content) => {
-            for (from, to) in [("format", "format"), ("label", "label"), ("volume_id", "label")] {
-                if let Some(value) = content.find(from)
-                    && row.find(to).is_none()
-                {
-                    row.put(to, value.clone());
+            for key in ["format", "label"] {
+                if let Some(value) = content.find(key) {
+                    row.put(key, value.clone());
                 }
             }
             row.put("content", content);

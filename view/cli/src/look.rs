@@ -3,46 +3,52 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 use veduta_api::{Attr, Errno, Filesystem, Kind, OpenFlags};
-use veduta_tree::walk;
+use veduta_tree::walk::{self, Follow};
 
 use crate::args;
-use crate::failure::Failure;
+use crate::failure::{Failure, shown};
 use crate::output_failed;
 use crate::render;
-use crate::source::{self, Opened};
+use crate::source;
 
 /// Opens an image once, however many of its paths follow each other on the command line.
 #[derive(Default)]
-pub struct Images {
-    last: Option<(OsString, Opened)>,
+pub(crate) struct Images {
+    last: Option<(OsString, Arc<dyn Filesystem>)>,
 }
 
 impl Images {
     /// The image that `source` names.
-    pub fn open(&mut self, source: &OsStr, reading: &args::Reading) -> Result<&Opened, Failure> {
+    pub(crate) fn open(
+        &mut self,
+        source: &OsStr,
+        reading: &args::Reading,
+    ) -> Result<&dyn Filesystem, Failure> {
         if self.last.as_ref().is_none_or(|(name, _)| name != source) {
             self.last = Some((source.to_owned(), source::open(source, reading)?));
         }
         match &self.last {
-            Some((_, opened)) => Ok(opened),
+            Some((_, tree)) => Ok(&**tree),
             None => Err(Failure::system("no image is open")),
         }
     }
 }
 
 /// `veduta ls`
-pub fn ls(args: &args::Ls) -> Result<(), Failure> {
+pub(crate) fn ls(args: &args::Ls) -> Result<(), Failure> {
     let mut images = Images::default();
     let mut list = Listing { args, out: BufWriter::new(std::io::stdout().lock()), failed: None };
     let headings = args.paths.len() > 1 || args.recursive;
     for (index, word) in args.paths.iter().enumerate() {
         let (image, path) = source::split(word);
-        let opened = images.open(&image, &args.reading)?;
-        let tree = &*opened.tree;
-        let node = walk::resolve(tree, &path, true).map_err(|errno| Failure::file(word.display(), errno))?;
+        let tree = images.open(&image, &args.reading)?;
+        let node = walk::resolve(tree, Path::new(&path), Follow::Yes)
+            .map_err(|errno| Failure::file(shown(word), errno))?;
         if node.attr().kind == Kind::Directory && !args.directory {
             list.directory(tree, node.ino(), word, headings, index == 0)?;
         } else {
@@ -91,7 +97,14 @@ impl Listing<'_> {
             }
             first = false;
             let mut below = Vec::new();
-            for listed in walk::list(tree, dir).map_err(|errno| Failure::file(name.display(), errno))? {
+            for listed in walk::entries(tree, dir).map_err(|errno| Failure::file(shown(&name), errno))? {
+                let listed = match listed {
+                    Ok(listed) => listed,
+                    Err(errno) => {
+                        self.note(&name, errno);
+                        continue;
+                    }
+                };
                 if listed.name.as_bytes().starts_with(b".") && !self.args.all {
                     continue;
                 }
@@ -115,7 +128,7 @@ impl Listing<'_> {
     }
 
     fn note(&mut self, path: &OsStr, errno: Errno) {
-        let failure = Failure::file(path.display(), errno);
+        let failure = Failure::file(shown(path), errno);
         eprintln!("veduta: {failure}");
         self.failed.get_or_insert(Failure::system("some entries could not be read"));
     }
@@ -134,7 +147,7 @@ impl Listing<'_> {
                 "blocks": attr.blocks,
                 "ino": attr.st_ino,
                 "mtime": { "seconds": attr.mtime.seconds, "nanos": attr.mtime.nanos },
-                "device": is_device(attr.kind).then(|| [attr.rdev.major, attr.rdev.minor]),
+                "device": is_device(attr.kind).then_some([attr.rdev.major, attr.rdev.minor]),
                 "target": row.target.as_ref().map(|target| target.to_string_lossy()),
             });
             return self.write(format_args!("{line}\n"));
@@ -150,12 +163,16 @@ impl Listing<'_> {
                 (false, false) => attr.size.to_string(),
             };
             let time = render::time_local(attr.mtime);
-            text += &format!("{} {:>3} {:>5} {:>5} {size:>10} {time} ", mode(attr), attr.nlink, attr.uid, attr.gid);
+            text += &format!(
+                "{} {:>3} {:>5} {:>5} {size:>10} {time} ",
+                mode(attr),
+                attr.nlink,
+                attr.uid,
+                attr.gid
+            );
         }
         text += &render::printable(row.name);
-        if self.args.long
-            && let Some(target) = &row.target
-        {
+        if let (true, Some(target)) = (self.args.long, &row.target) {
             text += &format!(" -> {}", render::printable(target));
         }
         self.write(format_args!("{text}\n"))
@@ -189,29 +206,33 @@ fn mode(attr: &Attr) -> String {
 }
 
 /// `dir/name`, with one slash.
-pub fn join(dir: &OsStr, name: &OsStr) -> OsString {
+pub(crate) fn join(dir: &OsStr, name: &OsStr) -> OsString {
     let mut path = dir.to_owned();
     if !dir.as_bytes().ends_with(b"/") {
-        path.push(if dir.as_bytes().contains(&b':') || dir.as_bytes().starts_with(b"/") { "/" } else { ":/" });
+        path.push(if dir.as_bytes().contains(&b':') || dir.as_bytes().starts_with(b"/") {
+            "/"
+        } else {
+            ":/"
+        });
     }
     path.push(name);
     path
 }
 
 /// `veduta cat`
-pub fn cat(args: &args::Cat) -> Result<(), Failure> {
+pub(crate) fn cat(args: &args::Cat) -> Result<(), Failure> {
     let mut images = Images::default();
     let mut out = std::io::stdout().lock();
     let mut buf = vec![0; 1 << 17];
     for word in &args.paths {
         let (image, path) = source::split(word);
-        let tree = &*images.open(&image, &args.reading)?.tree;
-        let failed = |errno| Failure::file(word.display(), errno);
-        let node = walk::resolve(tree, &path, true).map_err(failed)?;
+        let tree = images.open(&image, &args.reading)?;
+        let failed = |errno| Failure::file(shown(word), errno);
+        let node = walk::resolve(tree, Path::new(&path), Follow::Yes).map_err(failed)?;
         match node.attr().kind {
             Kind::File => {}
             Kind::Directory => return Err(failed(Errno::EISDIR)),
-            _ => return Err(Failure::usage(format!("{}: not a regular file", word.display()))),
+            _ => return Err(Failure::usage(format!("{}: not a regular file", shown(word)))),
         }
         let file = tree.open(node.ino(), OpenFlags::READ).map_err(failed)?;
         let mut offset = 0;

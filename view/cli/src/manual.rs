@@ -13,12 +13,12 @@ use crate::failure::Failure;
 use crate::{modules, types};
 
 /// Prints the completion script for a shell.
-pub fn completions(shell: clap_complete::Shell) {
+pub(crate) fn completions(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut Cli::command(), "veduta", &mut std::io::stdout());
 }
 
 /// Prints one page, or writes all of them into a directory.
-pub fn man(command: Option<&str>, out: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn man(command: Option<&str>, out: Option<&Path>) -> Result<(), Failure> {
     match out {
         Some(dir) => write_all(dir),
         None => {
@@ -84,12 +84,7 @@ fn driver_page(name: &str, module: &dyn Module) -> Roff {
     roff.control("SH", ["NAME"]);
     roff.text([roman(format!("{name} - {}", module.summary()))]);
     roff.control("SH", ["SYNOPSIS"]);
-    roff.text([
-        bold(name),
-        roman(" "),
-        italic("SOURCE MOUNTPOINT"),
-        roman(" [-o LIST] [-f] [-d] [-h] [-V]"),
-    ]);
+    roff.text([bold(name), roman(" "), italic("SOURCE MOUNTPOINT"), roman(" [-o LIST] [-f] [-d] [-h] [-V]")]);
     roff.control("SH", ["DESCRIPTION"]);
     for paragraph in module.manual().split("\n\n").filter(|text| !text.trim().is_empty()) {
         roff.control("PP", []);
@@ -107,7 +102,14 @@ fn driver_page(name: &str, module: &dyn Module) -> Roff {
     roff.control("SH", ["EXIT STATUS"]);
     roff.text([roman("0 done, 1 wrong usage, 2 the system refused something, 32 the mount failed.")]);
     roff.control("SH", ["SEE ALSO"]);
-    roff.text([bold("veduta"), roman("(1), "), bold("mount"), roman("(8), "), bold("fusermount3"), roman("(1)")]);
+    roff.text([
+        bold("veduta"),
+        roman("(1), "),
+        bold("mount"),
+        roman("(8), "),
+        bold("fusermount3"),
+        roman("(1)"),
+    ]);
     roff
 }
 

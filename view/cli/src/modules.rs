@@ -6,16 +6,16 @@ use veduta_api::{Disk, Module, MountError, SourceKind};
 
 /// All types, in the order in which `-t auto` asks them. Types whose mark lies deep in the disk stand before those whose
 /// mark is a boot sector that others carry too: a hybrid ISO image also has a partition table.
-pub const ALL: &[&dyn Module] =
+pub(crate) const ALL: &[&dyn Module] =
     &[&veduta_iso9660::Iso9660, &veduta_ext2::Ext2, &veduta_mbr::Mbr, &veduta_hello::Hello];
 
 /// The type that `name` is the name or an alias of.
-pub fn find(name: &str) -> Option<&'static dyn Module> {
+pub(crate) fn find(name: &str) -> Option<&'static dyn Module> {
     ALL.iter().copied().find(|module| module.name() == name || module.aliases().contains(&name))
 }
 
 /// As [`find`]; the error lists what there is.
-pub fn named(name: &str) -> Result<&'static dyn Module, MountError> {
+pub(crate) fn named(name: &str) -> Result<&'static dyn Module, MountError> {
     find(name).ok_or_else(|| {
         let names: Vec<&str> = ALL.iter().map(|module| module.name()).collect();
         MountError::usage(format!("unknown type {name:?}; there are: {} (and `auto`)", names.join(", ")))
@@ -23,7 +23,7 @@ pub fn named(name: &str) -> Result<&'static dyn Module, MountError> {
 }
 
 /// The module that a driver program's name stands for: `umfuseext2`, `/usr/sbin/mount.umfuseext2`.
-pub fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
+pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
     let name = program.to_str()?.rsplit('/').next()?;
     let name = name.strip_prefix("mount.").unwrap_or(name);
     (name.starts_with("umfuse") || name.starts_with("umdev"))
@@ -38,7 +38,7 @@ pub fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
 }
 
 /// The type that the content of a disk is of. `None` if no module knows it.
-pub fn probe(disk: &Disk) -> Result<Option<&'static dyn Module>, MountError> {
+pub(crate) fn probe(disk: &Disk) -> Result<Option<&'static dyn Module>, MountError> {
     for module in ALL.iter().copied().filter(|module| module.source() == SourceKind::Disk) {
         let found = module
             .probe(disk)

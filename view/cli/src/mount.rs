@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::{modules, source};
 
 /// Finds the type and mounts. Returns when the mount answers (or, in the foreground, when it has ended).
-pub fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
     let options = source::options(&args.reading.options)?;
     let module = match args.reading.type_name.as_str() {
         "auto" => {
@@ -32,12 +32,13 @@ pub fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
 }
 
 /// Ends mounts, and says of each that could not be ended why.
-pub fn umount(args: &args::Umount) -> Result<(), Failure> {
+pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
     let mut failed = None;
     for dir in &args.dirs {
         let ended = MountPoint::at(dir).and_then(|point| point.unmount(args.lazy));
         if let Err(error) = ended {
-            let hint = if error.errno == Errno::EBUSY && !args.lazy { " (-l detaches it all the same)" } else { "" };
+            let hint =
+                if error.errno == Errno::EBUSY && !args.lazy { " (-l detaches it all the same)" } else { "" };
             let failure = match error.kind {
                 MountErrorKind::Usage => Failure::mount(None, dir.as_os_str(), &error),
                 _ => Failure::not_unmounted(format!("{}{hint}", error.message)),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::render;
 
 /// Files and bytes done so far.
-pub struct Progress {
+pub(crate) struct Progress {
     shown: Option<Instant>,
     started: Instant,
     is_terminal: bool,
@@ -19,19 +19,19 @@ impl Progress {
     const FIRST: Duration = Duration::from_millis(500);
     const EVERY: Duration = Duration::from_millis(100);
 
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         Self { shown: None, started: Instant::now(), is_terminal, files: 0, bytes: 0 }
     }
 
     /// One more file is done.
-    pub fn file(&mut self) {
+    pub(crate) fn file(&mut self) {
         self.files += 1;
         self.show();
     }
 
     /// So many more bytes are done.
-    pub fn bytes(&mut self, count: u64) {
+    pub(crate) fn bytes(&mut self, count: u64) {
         self.bytes += count;
         self.show();
     }
@@ -44,7 +44,12 @@ impl Progress {
         if self.is_terminal && due {
             self.shown = Some(Instant::now());
             let rate = self.bytes as f64 / self.started.elapsed().as_secs_f64();
-            eprint!("\r{} files, {} ({}/s)\x1b[K", self.files, render::bytes(self.bytes), render::bytes(rate as u64));
+            eprint!(
+                "\r{} files, {} ({}/s)\x1b[K",
+                self.files,
+                render::bytes(self.bytes),
+                render::bytes(rate as u64)
+            );
             let _ = std::io::stderr().flush();
         }
     }

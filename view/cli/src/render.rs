@@ -6,12 +6,12 @@ use serde_json::{Map, json};
 use veduta_api::{Report, Timestamp, Value};
 
 /// A count of bytes as people read it: `1.5 GiB`.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     short_bytes(count, &[" bytes", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
 }
 
 /// As `ls -h` shows it: `1.5G`.
-pub fn human(count: u64) -> String {
+pub(crate) fn human(count: u64) -> String {
     short_bytes(count, &["", "K", "M", "G", "T", "P", "E"])
 }
 
@@ -30,7 +30,7 @@ fn short_bytes(count: u64, units: &[&str]) -> String {
 }
 
 /// A moment in UTC, to the second; the plain number where the calendar ends.
-pub fn time_utc(time: Timestamp) -> String {
+pub(crate) fn time_utc(time: Timestamp) -> String {
     match jiff::Timestamp::new(time.seconds, 0) {
         Ok(moment) => moment.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
         Err(_) => format!("{} s after 1970", time.seconds),
@@ -38,17 +38,15 @@ pub fn time_utc(time: Timestamp) -> String {
 }
 
 /// A moment as `ls -l` shows it, in the user's time zone.
-pub fn time_local(time: Timestamp) -> String {
+pub(crate) fn time_local(time: Timestamp) -> String {
     match jiff::Timestamp::new(time.seconds, 0) {
-        Ok(moment) => {
-            moment.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string()
-        }
+        Ok(moment) => moment.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string(),
         Err(_) => format!("{:16}", time.seconds),
     }
 }
 
 /// A name for a terminal: control characters (which could move the cursor, or hide the name's end) as `\x1b`.
-pub fn printable(name: &std::ffi::OsStr) -> String {
+pub(crate) fn printable(name: &std::ffi::OsStr) -> String {
     let mut out = String::new();
     for c in name.to_string_lossy().chars() {
         if c.is_control() {
@@ -64,7 +62,7 @@ pub fn printable(name: &std::ffi::OsStr) -> String {
 }
 
 /// A report as JSON.
-pub fn json(report: &Report) -> serde_json::Value {
+pub(crate) fn json(report: &Report) -> serde_json::Value {
     let mut map = Map::new();
     for (key, value) in report.fields() {
         map.insert((*key).to_owned(), json_value(value));
@@ -85,7 +83,7 @@ fn json_value(value: &Value) -> serde_json::Value {
 }
 
 /// A report as lines of `key: value`, nested ones indented.
-pub fn text(report: &Report) -> String {
+pub(crate) fn text(report: &Report) -> String {
     let mut out = String::new();
     text_into(&mut out, report, 0);
     out
@@ -110,6 +108,7 @@ fn text_into(out: &mut String, report: &Report, indent: usize) {
                     let _ = writeln!(out, "{:indent$}  {}", "", printable(line.as_ref()));
                 }
             }
+            Value::Text(text) if text.is_empty() => {}
             plain => {
                 let _ = writeln!(out, "{:indent$}{label:width$} {}", "", plain_text(plain));
             }
@@ -149,7 +148,8 @@ fn table_into(out: &mut String, rows: &[Report], indent: usize) {
     };
     let widths: Vec<usize> = keys.iter().map(|key| width(key)).collect();
     let mut line = |cells: Vec<String>| {
-        let cells: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         let _ = writeln!(out, "{:indent$}{}", "", cells.join("  ").trim_end());
     };
     line(keys.iter().map(|key| key.replace('_', " ")).collect());

@@ -11,19 +11,11 @@ use veduta_api::{
 use veduta_disk::HostWorld;
 
 use crate::args::Reading;
-use crate::failure::Failure;
+use crate::failure::{Failure, shown};
 use crate::modules;
 
-/// A source, opened to be read.
-pub struct Opened {
-    /// Its type.
-    pub module: &'static dyn Module,
-    /// Its files.
-    pub tree: Arc<dyn Filesystem>,
-}
-
 /// What looking at a disk found.
-pub enum Found {
+pub(crate) enum Found {
     /// A type that can be mounted.
     Type(&'static dyn Module),
     /// Partitions.
@@ -34,16 +26,15 @@ pub enum Found {
 
 /// Splits `IMAGE:PATH` at the colon that ends the name of something that exists; without one, at the last `:/`. A name
 /// without a path means the root.
-pub fn split(word: &OsStr) -> (OsString, OsString) {
+pub(crate) fn split(word: &OsStr) -> (OsString, OsString) {
     let bytes = word.as_bytes();
     let colons = || bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at);
     if exists(bytes) {
         return (word.to_owned(), "/".into());
     }
     let at = colons()
-        .filter(|at| exists(&bytes[..*at]))
-        .last()
-        .or_else(|| colons().filter(|at| bytes.get(at + 1) == Some(&b'/')).last());
+        .rfind(|at| exists(&bytes[..*at]))
+        .or_else(|| colons().rfind(|at| bytes.get(at + 1) == Some(&b'/')));
     match at {
         Some(at) => {
             let path = &bytes[at + 1..];
@@ -67,7 +58,7 @@ fn exists(source: &[u8]) -> bool {
 }
 
 /// All `-o` lists as one.
-pub fn options(lists: &[String]) -> Result<Options, Failure> {
+pub(crate) fn options(lists: &[String]) -> Result<Options, Failure> {
     let mut all = Options::default();
     for list in lists {
         all.append(Options::parse(list).map_err(|error| Failure::usage(error.0))?);
@@ -76,7 +67,7 @@ pub fn options(lists: &[String]) -> Result<Options, Failure> {
 }
 
 /// Opens a source to read it, without a mount.
-pub fn open(source: &OsStr, reading: &Reading) -> Result<Opened, Failure> {
+pub(crate) fn open(source: &OsStr, reading: &Reading) -> Result<Arc<dyn Filesystem>, Failure> {
     let mut options = options(&reading.options)?;
     let world = HostWorld::from_options(&mut options).map_err(|error| Failure::usage(error.0))?;
     let _ = options.take_flag("ro");
@@ -84,13 +75,12 @@ pub fn open(source: &OsStr, reading: &Reading) -> Result<Opened, Failure> {
         "auto" => pick(source, &world)?,
         name => modules::named(name).map_err(|error| Failure::usage(error.message))?,
     };
-    let tree = open_as(module, source, options, &world)
-        .map_err(|error| Failure::mount(Some(module.name()), source, &error))?;
-    Ok(Opened { module, tree })
+    open_as(module, source, options, &world)
+        .map_err(|error| Failure::mount(Some(module.name()), source, &error))
 }
 
 /// The type of a source, found by looking. A disk with partitions is an error that lists them.
-pub fn pick(source: &OsStr, world: &HostWorld) -> Result<&'static dyn Module, Failure> {
+pub(crate) fn pick(source: &OsStr, world: &HostWorld) -> Result<&'static dyn Module, Failure> {
     let failed = |error: &MountError| Failure::mount(None, source, error);
     let disk = world.disk(source, false).map_err(|error| failed(&error))?;
     match look(&disk).map_err(|error| failed(&error))? {
@@ -101,7 +91,7 @@ pub fn pick(source: &OsStr, world: &HostWorld) -> Result<&'static dyn Module, Fa
 }
 
 /// What the content of a disk is.
-pub fn look(disk: &Disk) -> Result<Found, MountError> {
+pub(crate) fn look(disk: &Disk) -> Result<Found, MountError> {
     match modules::probe(disk)? {
         Some(module) if module.name() == veduta_mbr::Mbr.name() => {
             Ok(veduta_mbr::read_table(disk, None)?.map_or(Found::Nothing, Found::Table))
@@ -144,7 +134,7 @@ fn partitions_sentence(source: &OsStr, table: &PartitionTable) -> String {
     let first = table.partitions.first().map_or(1, |partition| partition.number);
     format!(
         "a disk with partitions; name one, such as {}#{first}. There are: {}",
-        source.display(),
+        shown(source),
         list.join(", ")
     )
 }
@@ -175,7 +165,8 @@ mod tests {
         let image = dir.path().join("odd:name.img");
         std::fs::write(&image, "").unwrap();
         let image = image.to_str().unwrap();
-        let same = |word: String, path: &str| assert_eq!(split_str(&word), (image.to_owned(), path.to_owned()));
+        let same =
+            |word: String, path: &str| assert_eq!(split_str(&word), (image.to_owned(), path.to_owned()));
         same(image.to_owned(), "/");
         same(format!("{image}:/etc/a:b"), "/etc/a:b");
         same(format!("{image}:etc"), "etc");

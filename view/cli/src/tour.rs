@@ -20,7 +20,7 @@ const SAMPLE_MAX: usize = 64 << 20;
 const NO_MOUNT: &str = "VEDUTA_TOUR_NO_MOUNT";
 
 /// Runs the tour.
-pub fn run() -> Result<(), Failure> {
+pub(crate) fn run() -> Result<(), Failure> {
     let dir = tempfile::Builder::new()
         .prefix("veduta-tour-")
         .tempdir()
@@ -81,7 +81,8 @@ impl Tour {
     /// The rest of the tour, with a mount.
     fn mounted(&self) -> Result<(), Failure> {
         self.say("Mounting it");
-        std::fs::create_dir(self.dir.join("mnt")).map_err(|error| Failure::system(format!("mnt: {error}")))?;
+        std::fs::create_dir(self.dir.join("mnt"))
+            .map_err(|error| Failure::system(format!("mnt: {error}")))?;
         self.tell(
             "Now the partition becomes part of the file system, through FUSE: any program can use it. The command returns once the \
              mount answers, and a server stays in the background.",
@@ -100,7 +101,9 @@ impl Tour {
     /// The rest of the tour where no mount is possible.
     fn unmounted(&self, diagnosis: &Diagnosis) -> Result<(), Failure> {
         self.say("No mount here");
-        self.tell("This machine allows no mount, so the tour goes on by reading the image. What would allow more:");
+        self.tell(
+            "This machine allows no mount, so the tour goes on by reading the image. What would allow more:",
+        );
         for line in diagnosis.verdict() {
             self.tell(&format!("- {line}"));
         }
@@ -111,7 +114,8 @@ impl Tour {
     }
 
     fn unpack(&self) -> Result<(), Failure> {
-        let failed = |error: std::io::Error| Failure::system(format!("the sample cannot be unpacked: {error}"));
+        let failed =
+            |error: std::io::Error| Failure::system(format!("the sample cannot be unpacked: {error}"));
         let bytes = zstd::bulk::decompress(SAMPLE, SAMPLE_MAX).map_err(failed)?;
         let mut file = std::fs::File::create(self.dir.join("sample.img")).map_err(failed)?;
         write_sparse(&mut file, &bytes).map_err(failed)
@@ -194,7 +198,11 @@ impl Tour {
             .stdin(Stdio::null())
             .status()
             .map_err(|error| Failure::system(format!("{name}: {error}")))?;
-        if status.success() { Ok(()) } else { Err(Failure::system(format!("the tour ended early: {name}: {status}"))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failure::system(format!("the tour ended early: {name}: {status}")))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::modules;
 
 /// Prints the list of types, or one type's options and manual.
-pub fn run(args: &args::Types) -> Result<(), Failure> {
+pub(crate) fn run(args: &args::Types) -> Result<(), Failure> {
     let chosen: Vec<&dyn Module> = match &args.type_name {
         Some(name) => vec![modules::named(name).map_err(|error| Failure::usage(error.message))?],
         None => modules::ALL.to_vec(),
@@ -54,7 +54,7 @@ fn page(module: &dyn Module) -> String {
 }
 
 /// The options of a type, under the headings of a manual page.
-pub fn option_groups(module: &dyn Module) -> Vec<(&'static str, &'static [OptionSpec])> {
+pub(crate) fn option_groups(module: &dyn Module) -> Vec<(&'static str, &'static [OptionSpec])> {
     let mut groups = Vec::new();
     if !module.options().is_empty() {
         groups.push(("Options of the type (-o)", module.options()));

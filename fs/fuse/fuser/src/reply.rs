@@ -45,8 +45,6 @@ impl ReplySender {
             ReplySender::Channel(sender) => sender.send(data),
         }
     }
-
-
 }
 
 /// Generic reply trait
@@ -68,10 +66,7 @@ pub(crate) struct ReplyRaw {
 
 impl Reply for ReplyRaw {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyRaw {
-        ReplyRaw {
-            unique,
-            sender: Some(sender),
-        }
+        ReplyRaw { unique, sender: Some(sender) }
     }
 }
 
@@ -111,10 +106,7 @@ impl ReplyRaw {
 impl Drop for ReplyRaw {
     fn drop(&mut self) {
         if self.sender.is_some() {
-            warn!(
-                "Reply not sent for operation {}, replying with I/O error",
-                self.unique.0
-            );
+            warn!("Reply not sent for operation {}, replying with I/O error", self.unique.0);
             self.send_ll_mut(&ll::ResponseErrno(ll::Errno::EIO));
         }
     }
@@ -130,9 +122,7 @@ pub struct ReplyEmpty {
 
 impl Reply for ReplyEmpty {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyEmpty {
-        ReplyEmpty {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyEmpty { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -163,9 +153,7 @@ pub struct ReplyData {
 
 impl Reply for ReplyData {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyData {
-        ReplyData {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyData { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -196,9 +184,7 @@ pub struct ReplyEntry {
 
 impl Reply for ReplyEntry {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyEntry {
-        ReplyEntry {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyEntry { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -248,17 +234,14 @@ pub struct ReplyAttr {
 
 impl Reply for ReplyAttr {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyAttr {
-        ReplyAttr {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyAttr { reply: Reply::new(unique, sender) }
     }
 }
 
 impl ReplyAttr {
     /// Reply to a request with the given attribute
     pub fn attr(self, ttl: &Duration, attr: &FileAttr) {
-        self.reply
-            .send_ll(&ll::ResponseStruct::new_attr(ttl, &attr.into()));
+        self.reply.send_ll(&ll::ResponseStruct::new_attr(ttl, &attr.into()));
     }
 
     /// Reply to a request with the given error code
@@ -272,9 +255,6 @@ impl ReplyAttr {
     }
 }
 
-
-
-
 ///
 /// Statx Reply
 ///
@@ -285,17 +265,14 @@ pub struct ReplyStatx {
 
 impl Reply for ReplyStatx {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyStatx {
-        ReplyStatx {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyStatx { reply: Reply::new(unique, sender) }
     }
 }
 
 impl ReplyStatx {
     /// Reply to a request with the given attributes and time of creation
     pub fn statx(self, ttl: &Duration, attr: &FileAttr, btime: Option<Timestamp>) {
-        self.reply
-            .send_ll(&ll::ResponseStruct::new_statx(ttl, attr, btime));
+        self.reply.send_ll(&ll::ResponseStruct::new_statx(ttl, attr, btime));
     }
 
     /// Reply to a request with the given error code
@@ -326,9 +303,7 @@ pub struct ReplyOpen {
 
 impl Reply for ReplyOpen {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyOpen {
-        ReplyOpen {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyOpen { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -338,8 +313,7 @@ impl ReplyOpen {
     /// With a backing file, the kernel reads and writes that one without asking
     pub fn opened(self, fh: ll::FileHandle, flags: FopenFlags, backing: Option<&BackingId>) -> bool {
         let (flags, id) = with_backing(flags, backing);
-        self.reply
-            .send_ll(&ll::ResponseStruct::new_open(fh, flags, id))
+        self.reply.send_ll(&ll::ResponseStruct::new_open(fh, flags, id))
     }
 
     /// Reply to a request with the given error code
@@ -363,9 +337,7 @@ pub struct ReplyWrite {
 
 impl Reply for ReplyWrite {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyWrite {
-        ReplyWrite {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyWrite { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -396,9 +368,7 @@ pub struct ReplyStatfs {
 
 impl Reply for ReplyStatfs {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyStatfs {
-        ReplyStatfs {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyStatfs { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -442,9 +412,7 @@ pub struct ReplyCreate {
 
 impl Reply for ReplyCreate {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyCreate {
-        ReplyCreate {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyCreate { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -484,7 +452,6 @@ impl ReplyCreate {
     pub fn abandon(self) {
         self.reply.abandon();
     }
-
 }
 
 ///
@@ -497,20 +464,14 @@ pub struct ReplyLock {
 
 impl Reply for ReplyLock {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyLock {
-        ReplyLock {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyLock { reply: Reply::new(unique, sender) }
     }
 }
 
 impl ReplyLock {
     /// Reply to a request with a file lock
     pub fn locked(self, start: u64, end: u64, typ: i32, pid: u32) {
-        self.reply.send_ll(&ll::ResponseStruct::new_lock(&ll::Lock {
-            range: (start, end),
-            typ,
-            pid,
-        }));
+        self.reply.send_ll(&ll::ResponseStruct::new_lock(&ll::Lock { range: (start, end), typ, pid }));
     }
 
     /// Reply to a request with the given error code
@@ -534,9 +495,7 @@ pub struct ReplyBmap {
 
 impl Reply for ReplyBmap {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyBmap {
-        ReplyBmap {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyBmap { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -567,17 +526,14 @@ pub struct ReplyIoctl {
 
 impl Reply for ReplyIoctl {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyIoctl {
-        ReplyIoctl {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyIoctl { reply: Reply::new(unique, sender) }
     }
 }
 
 impl ReplyIoctl {
     /// Reply to a request with an ioctl
     pub fn ioctl(self, result: i32, data: &[u8]) {
-        self.reply
-            .send_ll(&ll::ResponseIoctl::new_ioctl(result, &[IoSlice::new(data)]));
+        self.reply.send_ll(&ll::ResponseIoctl::new_ioctl(result, &[IoSlice::new(data)]));
     }
 
     /// Reply to a request with the given error code
@@ -601,9 +557,7 @@ pub struct ReplyPoll {
 
 impl Reply for ReplyPoll {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyPoll {
-        ReplyPoll {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyPoll { reply: Reply::new(unique, sender) }
     }
 }
 
@@ -636,10 +590,7 @@ pub struct ReplyDirectory {
 impl ReplyDirectory {
     /// Creates a new `ReplyDirectory` with a specified buffer size.
     pub(crate) fn new(unique: ll::RequestId, sender: ReplySender, size: usize) -> ReplyDirectory {
-        ReplyDirectory {
-            reply: Reply::new(unique, sender),
-            data: DirEntList::new(size),
-        }
+        ReplyDirectory { reply: Reply::new(unique, sender), data: DirEntList::new(size) }
     }
 
     /// Bytes that the kernel has room for.
@@ -651,16 +602,9 @@ impl ReplyDirectory {
     /// A transparent offset value can be provided for each entry. The kernel uses these
     /// value to request the next entries in further readdir calls
     #[must_use]
-    pub fn add<T: AsRef<OsStr>>(
-        &mut self,
-        ino: INodeNo,
-        offset: u64,
-        typ: u32,
-        name: T,
-    ) -> bool {
+    pub fn add<T: AsRef<OsStr>>(&mut self, ino: INodeNo, offset: u64, typ: u32, name: T) -> bool {
         let name = name.as_ref();
-        self.data
-            .push(&DirEntry::new(ino, DirEntOffset(offset), typ, name))
+        self.data.push(&DirEntry::new(ino, DirEntOffset(offset), typ, name))
     }
 
     /// Reply to a request with the filled directory buffer
@@ -691,15 +635,8 @@ pub struct ReplyDirectoryPlus {
 
 impl ReplyDirectoryPlus {
     /// Creates a new `ReplyDirectory` with a specified buffer size.
-    pub(crate) fn new(
-        unique: ll::RequestId,
-        sender: ReplySender,
-        size: usize,
-    ) -> ReplyDirectoryPlus {
-        ReplyDirectoryPlus {
-            reply: Reply::new(unique, sender),
-            buf: DirEntPlusList::new(size),
-        }
+    pub(crate) fn new(unique: ll::RequestId, sender: ReplySender, size: usize) -> ReplyDirectoryPlus {
+        ReplyDirectoryPlus { reply: Reply::new(unique, sender), buf: DirEntPlusList::new(size) }
     }
 
     /// Bytes that the kernel has room for.
@@ -759,17 +696,14 @@ pub struct ReplyXattr {
 
 impl Reply for ReplyXattr {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyXattr {
-        ReplyXattr {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyXattr { reply: Reply::new(unique, sender) }
     }
 }
 
 impl ReplyXattr {
     /// Reply to a request with the size of an extended attribute
     pub fn size(self, size: u32) {
-        self.reply
-            .send_ll(&ll::ResponseStruct::new_xattr_size(size));
+        self.reply.send_ll(&ll::ResponseStruct::new_xattr_size(size));
     }
 
     /// Reply to a request with the data of an extended attribute
@@ -798,9 +732,7 @@ pub struct ReplyLseek {
 
 impl Reply for ReplyLseek {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyLseek {
-        ReplyLseek {
-            reply: Reply::new(unique, sender),
-        }
+        ReplyLseek { reply: Reply::new(unique, sender) }
     }
 }
 
