@@ -36,12 +36,17 @@ impl Module for Hello {
         SourceKind::None
     }
     fn options(&self) -> &'static [OptionSpec] {
-        &[OptionSpec::with_value("greet", "NAME", "Whom to greet; the world if not given.")]
+        const { &[OptionSpec::with_value("greet", "NAME", "Whom to greet; the world if not given.")] }
     }
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
         let name = request.options.take_value("greet")?.unwrap_or_else(|| "world".into());
-        Ok(Object::Tree(Arc::new(Tree { text: format!("Hello, {name}!\n").into() })))
+        Ok(Object::Tree(tree(&name)))
     }
+}
+
+/// The tree that greets `name`.
+pub fn tree(name: &str) -> Arc<dyn Filesystem> {
+    Arc::new(Tree { text: format!("Hello, {name}!\n").into_bytes().into() })
 }
 
 struct Tree {

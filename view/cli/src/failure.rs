@@ -31,6 +31,11 @@ impl Failure {
         Self { status, message: format!("{type_name}{}: {}", source.display(), error.message) }
     }
 
+    /// A mount could not be ended.
+    pub fn not_unmounted(message: impl Into<String>) -> Self {
+        Self { status: 32, message: message.into() }
+    }
+
     /// An operation on a file of a tree failed.
     pub fn file(path: impl fmt::Display, errno: Errno) -> Self {
         Self { status: 2, message: format!("{path}: {}", sentence(errno)) }

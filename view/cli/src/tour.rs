@@ -120,7 +120,7 @@ impl Tour {
     /// Takes away a mount that a failed step left.
     fn clean_up(&self) {
         let mnt = self.dir.join("mnt");
-        if mnt.is_dir() && veduta_fuse::is_mount_point(&mnt) {
+        if veduta_fuse::MountPoint::at(&mnt).is_ok() {
             let _ = Command::new(&self.program).args(["umount", "-l"]).arg(&mnt).status();
         }
     }
