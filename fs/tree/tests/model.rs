@@ -253,11 +253,11 @@ fn a_tree_of_paths_is_like_one_in_memory() {
 /// As above, from many threads at once: nothing is compared, but whatever happens must be an answer, and end.
 #[test]
 fn many_threads_at_once_get_answers() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let trees: [Arc<dyn Filesystem>; 3] = [
         Arc::new(Memory::new(&Setup::default())),
         Arc::new(HostDir::keeping(dir.path(), 4).unwrap()),
-        Arc::new(PathAdapter::new(PathHost(tempfile::tempdir().unwrap().keep()))),
+        Arc::new(PathAdapter::new(PathHost(other.path().to_owned()))),
     ];
     for tree in trees {
         std::thread::scope(|scope| {

@@ -284,11 +284,12 @@ impl Filesystem for HostDir {
 
     fn readlink(&self, ino: Ino) -> Result<OsString> {
         let _names = self.names.read();
-        let target = match self.handle(ino)? {
-            (Handle::Own(fd), _) => rustix::fs::readlinkat(&fd, "", Vec::new()),
-            (Handle::Named(dir, name), _) => rustix::fs::readlinkat(&dir, &*name, Vec::new()),
-        };
-        Ok(OsString::from_vec(target.map_err(gone)?.into_bytes()))
+        match rustix::fs::readlinkat(&*self.fd(ino)?, "", Vec::new()) {
+            Ok(target) => Ok(OsString::from_vec(target.into_bytes())),
+            // So the kernel answers for a descriptor of anything else.
+            Err(rustix::io::Errno::NOENT) => Err(Errno::EINVAL),
+            Err(error) => Err(errno(error)),
+        }
     }
 
     fn statfs(&self) -> Result<StatFs> {
