@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use nix::unistd::{Uid, User, geteuid};
 use veduta_api::{
-    Disk, Errno, Filesystem, Ino, Link, MountError, MountErrorKind, OptionSpec, Options, OptionsError,
-    PartitionTable, World,
+    Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable, World,
 };
 use veduta_mbr::{read_hybrid_table, read_table, slice, take_sector};
+use veduta_tree::hostdir::HostDir;
 
 use crate::{RawDisk, errno, foreign_format, lock_image};
 
@@ -114,8 +114,14 @@ impl World for HostWorld {
         }
     }
 
-    fn tree(&self, _source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
-        Err(MountError::unsupported("directories of the host cannot be used as a source yet"))
+    fn tree(&self, source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
+        let path = Path::new(source);
+        let metadata = std::fs::metadata(path).map_err(|error| explain(path, None, &error))?;
+        if !metadata.is_dir() {
+            return Err(wrong(Errno::ENOTDIR, "it is not a directory, and a directory is wanted"));
+        }
+        let tree = HostDir::open(path).map_err(|errno| cannot("opened", errno))?;
+        Ok((Arc::new(tree), Ino::ROOT))
     }
 
     fn link(&self, _source: &OsStr) -> Result<Arc<dyn Link>, MountError> {
@@ -213,7 +219,7 @@ fn explain(path: &Path, metadata: Option<&Metadata>, error: &std::io::Error) -> 
         (Errno::ENOENT, _) if std::fs::symlink_metadata(path).is_ok() => {
             wrong(Errno::ENOENT, "it is a symbolic link that leads nowhere")
         }
-        (Errno::ENOENT, _) => wrong(Errno::ENOENT, "there is no such file"),
+        (Errno::ENOENT, _) => wrong(Errno::ENOENT, "there is no such file or directory"),
         (Errno::ENOTDIR, _) => wrong(Errno::ENOTDIR, "a part of the path is not a directory"),
         (Errno::EACCES, None) => {
             let place = path.ancestors().skip(1).find(|above| std::fs::metadata(above).is_ok());
@@ -241,9 +247,9 @@ fn user(uid: u32) -> String {
     }
 }
 
-/// A path that names the wrong thing.
+/// A path that leads to the wrong thing, or to nothing. As mount(8) has it, that is a mount that failed, not a wrong request.
 fn wrong(errno: Errno, message: impl Into<String>) -> MountError {
-    MountError { kind: MountErrorKind::Usage, errno, message: message.into() }
+    MountError::system(errno, message)
 }
 
 fn cannot(verb: &str, errno: Errno) -> MountError {

@@ -171,7 +171,7 @@ fn a_file_that_is_called_like_a_partition_is_the_file() {
     assert_eq!(images.disk("disk.img#3", "").unwrap().size(), 8);
     images.write("plain", &[0; 4096]);
     assert_eq!(images.refusal("plain#1", ""), "there is no partition 1: the disk has no partition table");
-    assert_eq!(images.refusal("gone#1", ""), "there is no such file");
+    assert_eq!(images.refusal("gone#1", ""), "there is no such file or directory");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn what_cannot_be_a_disk_is_called_by_its_name() {
         ("link", "it is a symbolic link that leads nowhere"),
         ("pipe", "it is neither a disk image nor a block device"),
         ("file/below", "a part of the path is not a directory"),
-        ("missing", "there is no such file"),
+        ("missing", "there is no such file or directory"),
     ] {
         assert_eq!(images.refusal(source, ""), sentence, "{source}");
     }
@@ -278,6 +278,18 @@ fn the_holder_of_an_image_is_named_also_when_it_is_a_child_of_the_one_that_locke
     run("kill", &[pid], "");
     // It may still be called sh: its number is there before it became sleep.
     assert!(message.contains(&format!("(process {pid})")), "{message}");
+}
+
+#[test]
+fn a_directory_is_a_source_as_a_tree() {
+    let images = Images::new();
+    let path = images.write("file", b"text");
+    let (tree, root) = HostWorld::default().tree(images.0.path().as_os_str()).unwrap();
+    assert_eq!(tree.lookup(root, "file".as_ref()).unwrap().attr.size, 4);
+    let error = HostWorld::default().tree(path.as_os_str()).err().unwrap();
+    assert_eq!(error.message, "it is not a directory, and a directory is wanted");
+    let error = HostWorld::default().tree(images.path("gone").as_os_str()).err().unwrap();
+    assert_eq!(error.message, "there is no such file or directory");
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn snapshot(tree: &dyn Filesystem, has_nodes: bool) -> BTreeMap<String, String> 
             // Only names that are there at the same time count: a number may be used again.
             let same = if has_nodes && attr.kind == Kind::File { number } else { 0 };
             let content = match attr.kind {
-                Kind::File => format!("{:?}", read_all(tree, entry.ino(), 1 << 24).unwrap()),
+                Kind::File => sum(&read_all(tree, entry.ino(), 1 << 24).unwrap()).to_string(),
                 Kind::Symlink => format!("{:?}", tree.readlink(entry.ino()).unwrap()),
                 _ => String::new(),
             };
@@ -85,7 +85,7 @@ fn snapshot(tree: &dyn Filesystem, has_nodes: bool) -> BTreeMap<String, String> 
             if attr.kind == Kind::Directory {
                 to_visit.push(path);
             }
-            if attr.kind == Kind::File && attr.nlink > 1 {
+            if attr.kind != Kind::Directory && attr.nlink > 1 {
                 // Kept until the end, so that the number of one is not given to another.
                 std::mem::forget(entry);
             }
@@ -117,13 +117,16 @@ fn open(tree: &dyn Filesystem, path: &str) -> Result<Held> {
     Ok(held)
 }
 
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+}
+
 /// What can be seen of an open file, whether it has a name or not.
 fn seen(tree: &dyn Filesystem, held: &Held) -> String {
     let attr = tree.getattr(held.ino).map(|attr| (attr.nlink, attr.size, attr.perm.bits()));
     let mut content = vec![0; 100_000];
     let len = held.file.read_at(&mut content, 0);
-    let sum =
-        len.map(|len| content[..len].iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)));
+    let sum = len.map(|len| sum(&content[..len]));
     format!("{attr:?} {len:?} {sum:?}")
 }
 
@@ -226,7 +229,7 @@ fn compare(one: &dyn Filesystem, other: &dyn Filesystem, has_nodes: bool, seed: 
 fn same(one: &BTreeMap<String, String>, other: &BTreeMap<String, String>, step: u64) {
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>(), "step {step}");
     for (path, what) in one {
-        assert!(*what == other[path], "step {step}: {path} is\n{what:.2000}\nand\n{:.2000}", other[path]);
+        assert!(*what == other[path], "step {step}: {path} is\n{what}\nand\n{}", other[path]);
     }
 }
 
@@ -250,11 +253,11 @@ fn a_tree_of_paths_is_like_one_in_memory() {
 /// As above, from many threads at once: nothing is compared, but whatever happens must be an answer, and end.
 #[test]
 fn many_threads_at_once_get_answers() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let trees: [Arc<dyn Filesystem>; 3] = [
         Arc::new(Memory::new(&Setup::default())),
         Arc::new(HostDir::keeping(dir.path(), 4).unwrap()),
-        Arc::new(PathAdapter::new(PathHost(tempfile::tempdir().unwrap().keep()))),
+        Arc::new(PathAdapter::new(PathHost(other.path().to_owned()))),
     ];
     for tree in trees {
         std::thread::scope(|scope| {

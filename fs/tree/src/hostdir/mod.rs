@@ -284,11 +284,12 @@ impl Filesystem for HostDir {
 
     fn readlink(&self, ino: Ino) -> Result<OsString> {
         let _names = self.names.read();
-        let target = match self.handle(ino)? {
-            (Handle::Own(fd), _) => rustix::fs::readlinkat(&fd, "", Vec::new()),
-            (Handle::Named(dir, name), _) => rustix::fs::readlinkat(&dir, &*name, Vec::new()),
-        };
-        Ok(OsString::from_vec(target.map_err(gone)?.into_bytes()))
+        match rustix::fs::readlinkat(&*self.fd(ino)?, "", Vec::new()) {
+            Ok(target) => Ok(OsString::from_vec(target.into_bytes())),
+            // So the kernel answers for a descriptor of anything else.
+            Err(rustix::io::Errno::NOENT) => Err(Errno::EINVAL),
+            Err(error) => Err(errno(error)),
+        }
     }
 
     fn statfs(&self) -> Result<StatFs> {
@@ -639,4 +640,31 @@ fn stale(error: Errno) -> Errno {
 
 fn gone(error: rustix::io::Errno) -> Errno {
     stale(errno(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_refers_to_is_not_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        let tree = HostDir::keeping(dir.path(), 2).unwrap();
+        let look = |parent, name: &str| tree.lookup(parent, OsStr::new(name)).unwrap().ino;
+        let a = look(Ino::ROOT, "a");
+        let b = look(a, "b");
+        let c = look(b, "c");
+        assert!(tree.opendir(c).unwrap().is_some());
+        tree.forget(a, 1);
+        tree.forget(b, 1);
+        assert_eq!(
+            tree.table.lock().count(),
+            (4, 3),
+            "the names above a node stay; the root and two others are open"
+        );
+        assert!(tree.getattr(c).is_ok());
+        tree.forget(c, 1);
+        assert_eq!(tree.table.lock().count(), (1, 1));
+    }
 }

@@ -91,7 +91,7 @@ impl Memory {
     fn open_node(&self, node: &Arc<Node>) -> Arc<dyn File> {
         Arc::new(OpenFile {
             node: Arc::clone(node),
-            keeps_atime: !self.is_immutable(),
+            is_immutable: self.is_immutable(),
             is_limited: self.budget.limit.is_some(),
         })
     }

@@ -111,13 +111,17 @@ impl Inner {
 /// An open file. It keeps its node alive, whether that still has a name or not.
 pub(super) struct OpenFile {
     pub(super) node: Arc<Node>,
-    /// Whether reads leave a time behind.
-    pub(super) keeps_atime: bool,
+    /// Whether changes are refused, and reads leave no time behind.
+    pub(super) is_immutable: bool,
     /// Whether there is a limit that a promise of space can be held against.
     pub(super) is_limited: bool,
 }
 
 impl OpenFile {
+    fn check_writable(&self) -> Result<()> {
+        if self.is_immutable { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
     /// As a mount with `relatime` does: when it is older than the content, or than a day.
     fn touch_atime(&self) {
         const DAY: i64 = 86_400;
@@ -137,13 +141,14 @@ impl File for OpenFile {
             Body::File(content) => content.read(buf, offset)?,
             _ => return Err(Errno::EINVAL),
         };
-        if self.keeps_atime && !buf.is_empty() {
+        if !self.is_immutable && !buf.is_empty() {
             self.touch_atime();
         }
         Ok(done)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        self.check_writable()?;
         let mut inner = self.node.inner.write();
         let Body::File(content) = &mut inner.body else { return Err(Errno::EINVAL) };
         let done = content.write(buf, offset)?;
@@ -158,6 +163,7 @@ impl File for OpenFile {
     }
 
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         let mut inner = self.node.inner.write();
         let Body::File(content) = &mut inner.body else { return Err(Errno::ENODEV) };

@@ -325,7 +325,9 @@ impl PathFilesystem for PathHost {
         io(handle.0.metadata()).map(|metadata| attr_of(&metadata))
     }
     fn handle_setattr(&self, handle: &PathFile, changes: &SetAttr) -> Result<()> {
-        changes.size.map_or(Ok(()), |size| io(handle.0.set_len(size)))
+        changes.size.map_or(Ok(()), |size| io(handle.0.set_len(size)))?;
+        let perm = changes.perm.map(|perm| fs::Permissions::from_mode(perm.bits()));
+        perm.map_or(Ok(()), |perm| io(handle.0.set_permissions(perm)))
     }
     fn setattr(&self, path: &Path, changes: &SetAttr) -> Result<()> {
         if let Some(size) = changes.size {
