@@ -6,13 +6,15 @@
 //! `metadata_csum` each block ends in a false entry of 12 bytes that holds a CRC-32C. Small directories may be inline:
 //! the parent's number, and entries in i_block, then in the attribute `system.data`.
 //!
-//! A position in a listing is the offset of the next entry in the directory.
+//! A position in a listing is the offset of the next entry in the directory. Names that fast commits added follow those on
+//! the disk, and are counted from [`ADDED`].
 //!
 //! # Limits
 //!
 //! Names in encrypted directories are listed in base64 (the alphabet for URLs) of what is stored, since there are no keys. It
 //! is not the kernel's form for them.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use veduta_api::Kind;
@@ -36,6 +38,8 @@ const TAIL: usize = 12;
 const TAIL_TYPE: u8 = 0xde;
 /// Feature dir_index.
 const COMPAT_DIR_INDEX: u32 = 0x20;
+/// The position of the first name that a fast commit added. No directory is so large.
+const ADDED: u64 = 1 << 60;
 /// Bytes of a directory that a listing reads at once.
 const READ_AHEAD: u64 = 128 << 10;
 
@@ -98,12 +102,19 @@ impl Dir {
             }
             _ => sink(entry),
         };
-        self.walk(volume, position, &mut filter).map_err(|error| error.in_inode(self.inode().ino))
+        self.walk_all(volume, position, &mut filter).map_err(|error| error.in_inode(self.inode().ino))
     }
 
     /// The inode that a name leads to.
     pub(crate) fn find(&self, volume: &Volume, name: &[u8]) -> Result<Option<u32>> {
         let wanted = Wanted::new(name, self.inode().has(FLAG_CASEFOLD));
+        let mut changed = volume.changes.names.get(&self.inode().ino).into_iter().flatten();
+        if let Some((_, ino)) = changed.find(|(name, _)| wanted.is(name)) {
+            return Ok(*ino);
+        }
+        if volume.changes.made.contains_key(&self.inode().ino) {
+            return Ok(None);
+        }
         if self.is_indexed(volume) {
             match htree::find(volume, self, &wanted) {
                 // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others than ours.
@@ -127,6 +138,9 @@ impl Dir {
 
     /// The directory that holds this one.
     pub(crate) fn parent(&self, volume: &Volume) -> Result<u32> {
+        if let Some(parent) = volume.changes.made.get(&self.inode().ino) {
+            return Ok(*parent);
+        }
         if self.inline.is_some() {
             return Ok(le32(&self.inode().block, 0));
         }
@@ -179,6 +193,33 @@ impl Dir {
             && inode.has(FLAG_INDEX)
             && !inode.has(FLAG_ENCRYPTED)
             && volume.sb.features.has_compat(COMPAT_DIR_INDEX)
+    }
+
+    /// All entries from `position` on, with the changes of fast commits.
+    fn walk_all(&self, volume: &Volume, position: u64, sink: &mut Sink<'_>) -> Result<()> {
+        if volume.changes.is_empty() {
+            return self.walk(volume, position, sink);
+        }
+        let ino = self.inode().ino;
+        let none = BTreeMap::new();
+        let changed = volume.changes.names.get(&ino).unwrap_or(&none);
+        let mut full = false;
+        if position < ADDED && !volume.changes.made.contains_key(&ino) {
+            self.walk(volume, position, &mut |entry| match changed.contains_key(entry.name) {
+                true => ControlFlow::Continue(()),
+                false => {
+                    let flow = sink(entry);
+                    full = flow.is_break();
+                    flow
+                }
+            })?;
+        }
+        for (next, (name, ino)) in (ADDED + 1..).zip(changed) {
+            if let (false, true, Some(ino)) = (full, next > position, *ino) {
+                full = sink(Entry { name, ino, kind: None, next }).is_break();
+            }
+        }
+        Ok(())
     }
 
     /// All entries from `position` on, in the order of the disk.

@@ -8,7 +8,7 @@
 use crate::bytes::{join, le16, le32, slice};
 use crate::checksum::crc32c;
 use crate::error::{Error, Result};
-use crate::inode::Inode;
+use crate::inode::{BLOCK_LEN, Inode};
 use crate::map::{Leaf, Run};
 use crate::volume::Volume;
 
@@ -43,6 +43,14 @@ pub(crate) fn leaf(volume: &Volume, inode: &Inode, block: u64) -> Result<Leaf> {
             }
         }
     }
+}
+
+/// i_block of a file without content.
+pub(crate) fn empty_root() -> [u8; BLOCK_LEN] {
+    let mut root = [0; BLOCK_LEN];
+    root[..2].copy_from_slice(&MAGIC.to_le_bytes());
+    root[4] = (BLOCK_LEN / ENTRY - 1) as u8;
+    root
 }
 
 /// A node whose header was checked.

@@ -19,7 +19,7 @@ use crate::volume::Volume;
 /// Bytes of the record that ext2 had.
 const OLD_SIZE: usize = 128;
 /// Where i_block stands, and its length.
-const BLOCK_AT: usize = 0x28;
+pub(crate) const BLOCK_AT: usize = 0x28;
 pub(crate) const BLOCK_LEN: usize = 60;
 /// Where i_checksum_lo and i_checksum_hi stand.
 const CHECKSUM_LOW_AT: usize = 0x7c;
@@ -84,6 +84,8 @@ pub(crate) struct Record {
     pub(crate) number: u64,
     start: usize,
     len: usize,
+    /// Whether it comes from a fast commit, and so has no checksum of its own.
+    replayed: bool,
 }
 
 impl Record {
@@ -109,6 +111,15 @@ impl Volume {
             .checked_sub(1)
             .filter(|_| ino <= self.sb.inodes_count)
             .ok_or_else(|| Error::corrupt(format!("there is no inode {ino}")))?;
+        if let Some(block) = self.changes.inodes.get(&ino) {
+            return Ok(Record {
+                block: Block::clone(block),
+                number: 0,
+                start: 0,
+                len: block.len(),
+                replayed: true,
+            });
+        }
         let table = self.group(index / self.sb.inodes_per_group)?.inode_table;
         let offset = u64::from(index % self.sb.inodes_per_group) * u64::from(self.sb.inode_size);
         let within = offset >> self.sb.block_bits;
@@ -118,13 +129,13 @@ impl Volume {
         let number = table + within;
         let block = self.block_ahead(number, table + first..table + last)?;
         let start = offset as usize & (self.block_size() - 1);
-        Ok(Record { block, number, start, len: self.sb.inode_size as usize })
+        Ok(Record { block, number, start, len: self.sb.inode_size as usize, replayed: false })
     }
 
     /// Reads and checks any inode that is in use, the reserved ones too.
     pub(crate) fn any_inode(&self, ino: u32) -> Result<Inode> {
         let record = self.record(ino)?;
-        self.parse_inode(ino, record.bytes()).map_err(|error| error.in_inode(ino).in_block(record.number))
+        self.parse_inode(ino, &record).map_err(|error| error.in_inode(ino).in_block(record.number))
     }
 
     /// Reads and checks an inode that a directory entry may lead to.
@@ -141,12 +152,13 @@ impl Volume {
         Ok(inode)
     }
 
-    fn parse_inode(&self, ino: u32, bytes: &[u8]) -> Result<Inode> {
+    fn parse_inode(&self, ino: u32, record: &Record) -> Result<Inode> {
+        let bytes = record.bytes();
         let sb = &self.sb;
         let extra = self.extra_size(bytes)?;
         let generation = le32(bytes, 0x64);
         let checksum_seed = crc32c(crc32c(sb.checksum_seed, &ino.to_le_bytes()), &generation.to_le_bytes());
-        if sb.has_checksums() {
+        if sb.has_checksums() && !record.replayed {
             check_sum(bytes, extra, checksum_seed)?;
         }
         let mode = le16(bytes, 0x0);

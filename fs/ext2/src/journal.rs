@@ -6,17 +6,14 @@
 //! magic, type and the transaction's sequence number; the first block that does not ends the log.
 //!
 //! Nothing is written. The transactions from the start of the log to the last complete one become an [`Overlay`].
-//!
-//! # Limits
-//!
-//! Fast commits (changes since the last whole transaction, in a form of their own) are recognised, not replayed: the tree
-//! is then as it was at the last whole transaction, at most some seconds earlier, and a warning says so.
+//! [Fast commits](crate::fast_commit) may follow.
 
 use std::collections::HashMap;
 
-use crate::bytes::{be16, be32, join, le16, le32, slice, u8_at};
+use crate::bytes::{be16, be32, join, slice, u8_at};
 use crate::checksum::{crc32_be, crc32c, crc32c_without};
 use crate::error::{Error, Result};
+use crate::fast_commit;
 use crate::features::{COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER};
 use crate::inode::{FLAG_INLINE_DATA, Inode};
 use crate::map::Map;
@@ -44,8 +41,8 @@ const TAG_LAST: u32 = 8;
 const HEADER: usize = 12;
 /// Blocks for fast commits if the superblock does not say.
 const FAST_COMMIT_BLOCKS: u32 = 256;
-/// Tag of the head of a fast commit.
-const FAST_COMMIT_HEAD: u16 = 9;
+/// The shortest ring beside an area for fast commits.
+const MIN_BLOCKS: u32 = 1024;
 
 /// What a look at the journal showed.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,22 +57,31 @@ pub(crate) enum Status {
     Replayed {
         /// Whole transactions.
         transactions: u32,
-        /// Whether fast commits follow them, which were not.
-        fast_commits: bool,
+        /// Fast commits that follow them.
+        fast_commits: u32,
     },
 }
 
-/// Reads the journal, unless `skip`: the newer copies that it has.
-pub(crate) fn replay(volume: &Volume, skip: bool) -> Result<(Overlay, Status)> {
+/// Replays the journal into memory, unless `skip`. What was read of the volume before is forgotten.
+pub(crate) fn replay(volume: Volume, skip: bool) -> Result<(Volume, Status)> {
+    let (overlay, log, status) = read(&volume, skip)?;
+    let mut volume = volume.with_overlay(overlay)?;
+    volume.changes = fast_commit::apply(&volume, log).map_err(advise)?;
+    Ok((volume, status))
+}
+
+/// The newer copies of blocks, and what follows them.
+fn read(volume: &Volume, skip: bool) -> Result<(Overlay, fast_commit::Log, Status)> {
+    let nothing = |status| Ok((Overlay::new(), fast_commit::Log::default(), status));
     let sb = &volume.sb;
     if !sb.features.has_compat(COMPAT_HAS_JOURNAL) {
-        return Ok((Overlay::new(), Status::Absent));
+        return nothing(Status::Absent);
     }
     if !sb.features.has_incompat(INCOMPAT_RECOVER) {
-        return Ok((Overlay::new(), Status::Clean));
+        return nothing(Status::Clean);
     }
     if skip {
-        return Ok((Overlay::new(), Status::Skipped));
+        return nothing(Status::Skipped);
     }
     if sb.journal_ino == 0 {
         let what = "the volume was not unmounted cleanly, and its journal is on another device; \
@@ -84,12 +90,13 @@ pub(crate) fn replay(volume: &Volume, skip: bool) -> Result<(Overlay, Status)> {
     }
     let journal = Journal::open(volume).map_err(advise)?;
     if journal.start == 0 {
-        return Ok((Overlay::new(), Status::Clean));
+        return nothing(Status::Clean);
     }
     let log = journal.scan().map_err(advise)?;
     let overlay = journal.overlay(&log).map_err(advise)?;
-    let fast_commits = journal.has_fast_commits(log.next)?;
-    Ok((overlay, Status::Replayed { transactions: log.transactions, fast_commits }))
+    let fast = journal.fast_commits(log.next).map_err(advise)?;
+    let status = Status::Replayed { transactions: log.transactions, fast_commits: fast.commits };
+    Ok((overlay, fast, status))
 }
 
 /// What can be done about a journal that is damaged.
@@ -126,7 +133,8 @@ struct Journal<'a> {
     sequence: u32,
     sums: Sums,
     wide: bool,
-    fast_commits: bool,
+    /// Blocks for fast commits, behind the ring.
+    fast_blocks: u32,
     seed: u32,
 }
 
@@ -188,6 +196,8 @@ impl<'a> Journal<'a> {
             (true, 0) => FAST_COMMIT_BLOCKS,
             (true, blocks) => blocks,
         };
+        // A journal that would become too short by it has no room for fast commits.
+        let fast_blocks = if length.saturating_sub(fast_blocks) < MIN_BLOCKS { 0 } else { fast_blocks };
         let journal = Self {
             volume,
             map,
@@ -197,7 +207,7 @@ impl<'a> Journal<'a> {
             sequence: be32(&head, 0x18),
             sums,
             wide: incompat & INCOMPAT_64BIT != 0,
-            fast_commits,
+            fast_blocks,
             seed: crc32c(!0, slice(&head, 0x30, 16)),
         };
         if be32(&head, 0xc) as usize != volume.block_size() || u64::from(length) > blocks {
@@ -385,13 +395,11 @@ impl<'a> Journal<'a> {
         Ok(Copy { block, escaped: tag.escaped })
     }
 
-    /// Whether the area for fast commits continues the log.
-    fn has_fast_commits(&self, next: u32) -> Result<bool> {
-        if !self.fast_commits {
-            return Ok(false);
-        }
-        let block = self.read(self.end)?;
-        Ok(le16(&block, 0) == FAST_COMMIT_HEAD && le32(&block, 8) == next)
+    /// The fast commits behind transaction `next`, which is the one that they would be part of.
+    fn fast_commits(&self, next: u32) -> Result<fast_commit::Log> {
+        // One block between the ring and the area is left out.
+        let count = self.fast_blocks.saturating_sub(1);
+        fast_commit::scan(&mut |index| self.read(self.end + 1 + index), count, next)
     }
 }
 

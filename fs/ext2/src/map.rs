@@ -30,7 +30,7 @@ impl Run {
     }
 
     /// The part from `block` on.
-    fn from(self, block: u64) -> Self {
+    pub(crate) fn from(self, block: u64) -> Self {
         let skip = block - self.start;
         Self { start: block, len: self.len - skip, physical: self.physical.map(|first| first + skip) }
     }
@@ -98,6 +98,20 @@ impl Map {
 
     /// The longest known run that starts at `block`. Behind the last block that a file can have is a hole.
     pub(crate) fn find(&self, volume: &Volume, block: u64) -> Result<Run> {
+        if volume.changes.is_empty() {
+            return self.stored(volume, block);
+        }
+        match volume.changes.run(self.inode.ino, block) {
+            (Some(run), _) => Ok(run),
+            (None, next) => {
+                let run = self.stored(volume, block)?;
+                Ok(Run { len: run.len.min(next - block), ..run })
+            }
+        }
+    }
+
+    /// As [`find`](Self::find), without the changes of fast commits.
+    fn stored(&self, volume: &Volume, block: u64) -> Result<Run> {
         let last = self.last.lock().clone();
         if let Some(run) = last.and_then(|leaf| leaf.find(block)) {
             return Ok(run);

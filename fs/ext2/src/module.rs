@@ -54,7 +54,7 @@ Reads every volume that mke2fs makes: ext2, ext3 and ext4 with blocks of 1 to 64
 read is refused by name. Checksums are verified on the way in.
 
 A journal that was not replayed yet (the volume was not unmounted cleanly) is replayed into memory: the tree is shown as the \
-kernel would show it after a mount, and the image is not touched. Fast commits are not replayed; a warning says so if there are any.
+kernel would show it after a mount, and the image is not touched.
 
 Limits: encrypted files give ENOKEY, and their names are shown in base64. Files with fs-verity are read without being verified. \
 If the superblock is damaged, -o sb=N takes a copy, as with mount(8).";
@@ -163,8 +163,7 @@ fn take_word(options: &mut Options, key: &str, words: &[&str]) -> Result<(), Mou
 fn open(disk: Disk, choices: &Choices) -> Result<(Volume, Status), MountError> {
     let sb = Superblock::read(&disk, choices.superblock)?;
     let volume = Volume::new(disk, sb);
-    let (overlay, status) = journal::replay(&volume, choices.skip_journal)?;
-    Ok((volume.with_overlay(overlay)?, status))
+    Ok(journal::replay(volume, choices.skip_journal)?)
 }
 
 /// What a person should know before looking at the tree.
@@ -173,11 +172,9 @@ fn announce(volume: &Volume, status: &Status) {
     if let Status::Replayed { transactions, fast_commits } = status {
         let blocks = volume.overlaid();
         tracing::info!(
-            "ext2: {name}: {transactions} transactions ({blocks} blocks) of the journal replayed into memory"
+            "ext2: {name}: {transactions} transactions ({blocks} blocks) and {fast_commits} fast commits of the journal \
+             replayed into memory"
         );
-        if *fast_commits {
-            tracing::warn!("ext2: {name}: {}", report::FAST_COMMITS);
-        }
     }
     if volume.sb.facts.state & crate::superblock::STATE_ERROR != 0 || volume.sb.facts.error_count > 0 {
         tracing::warn!("ext2: {name}: errors were found in this volume before; run e2fsck");

@@ -100,11 +100,8 @@ fn warnings(report: &mut Report, sb: &Superblock, journal: &Status) {
         Status::Skipped => {
             report.warn("it was not unmounted cleanly; what is in its journal is left out, as noload says");
         }
-        Status::Replayed { fast_commits, .. } => {
+        Status::Replayed { .. } => {
             report.warn("it was not unmounted cleanly; the tree is shown as it is with its journal replayed");
-            if *fast_commits {
-                report.warn(FAST_COMMITS);
-            }
         }
         Status::Absent | Status::Clean => {}
     }
@@ -113,10 +110,6 @@ fn warnings(report: &mut Report, sb: &Superblock, journal: &Status) {
         report.warn(format!("files were deleted while they were open (the first is inode {first}); their space is not free yet"));
     }
 }
-
-/// What is said of fast commits, here and at a mount.
-pub(crate) const FAST_COMMITS: &str = "the journal ends in fast commits, which cannot be replayed: \
-                                       the last seconds of changes are not shown";
 
 fn fault(fault: &Fault) -> String {
     let mut text = format!("in {} line {}", fault.function, fault.line);
@@ -138,7 +131,12 @@ fn journal_state(sb: &Superblock, journal: &Status) -> String {
         Status::Absent => "none".into(),
         Status::Clean => format!("{place}, empty"),
         Status::Skipped => format!("{place}, not replayed"),
-        Status::Replayed { transactions, .. } => format!("{place}, {transactions} transactions to replay"),
+        Status::Replayed { transactions, fast_commits: 0 } => {
+            format!("{place}, {transactions} transactions to replay")
+        }
+        Status::Replayed { transactions, fast_commits } => {
+            format!("{place}, {transactions} transactions and {fast_commits} fast commits to replay")
+        }
     }
 }
 

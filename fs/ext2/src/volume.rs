@@ -11,6 +11,7 @@ use veduta_api::Disk;
 
 use crate::cache::{Block, Cache};
 use crate::error::{Error, Result};
+use crate::fast_commit::Changes;
 use crate::superblock::{PRIMARY_OFFSET, SUPERBLOCK_SIZE, Superblock};
 
 /// The first bytes of a journal's own blocks. A copy that would start with them has zeros there instead.
@@ -35,6 +36,8 @@ pub(crate) struct Volume {
     /// The superblock, after the journal.
     pub(crate) sb: Superblock,
     overlay: Overlay,
+    /// What fast commits change, after all that.
+    pub(crate) changes: Changes,
     cache: Cache,
     /// Filled by the first `statfs`.
     pub(crate) free_counts: OnceLock<(u64, u64)>,
@@ -44,7 +47,14 @@ impl Volume {
     /// The volume as it is on the disk, the journal left aside.
     pub(crate) fn new(disk: Disk, sb: Superblock) -> Self {
         let cache = Cache::new(sb.block_size());
-        Self { disk, sb, overlay: Overlay::new(), cache, free_counts: OnceLock::new() }
+        Self {
+            disk,
+            sb,
+            overlay: Overlay::new(),
+            changes: Changes::default(),
+            cache,
+            free_counts: OnceLock::new(),
+        }
     }
 
     /// The volume with newer copies of some blocks. Everything that was read before is forgotten, and the superblock, which
