@@ -47,7 +47,10 @@ fn wait_for(read: OwnedFd, child: Pid) -> u8 {
     }
     match waitpid(child, None) {
         Ok(WaitStatus::Signaled(_, signal, _)) => {
-            eprintln!("{}: the server was ended by {signal} before the mount answered", crate::log::program());
+            eprintln!(
+                "{}: the server was ended by {signal} before the mount answered",
+                crate::log::program()
+            );
         }
         _ => eprintln!("{}: the server ended before the mount answered", crate::log::program()),
     }
@@ -134,9 +137,7 @@ fn guard(read: OwnedFd) {
     if message.last() == Some(&DONE) {
         return;
     }
-    if let Some(point) = MountPoint::from_bytes(&message)
-        && point.is_dead()
-    {
+    if let Some(point) = MountPoint::from_bytes(&message).filter(MountPoint::is_dead) {
         let _ = point.unmount(true);
     }
 }

@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use veduta_api::{
-    Module, MountError, MountErrorKind, Object, OptionSpec, Options, OptionsError, Request, SourceKind,
-    World,
+    Module, MountError, MountErrorKind, Object, OptionSpec, Options, OptionsError, Request, SourceKind, World,
 };
 
 use crate::daemon::{self, Front, Guardian, Side};
@@ -58,7 +57,12 @@ pub(crate) fn run(module: &dyn Module, source_options: &'static [OptionSpec], wo
 }
 
 /// As [`run`], for a program that has read its command line by itself; `show_as` is the type that `/proc/mounts` shows.
-pub(crate) fn run_command(module: &dyn Module, show_as: &str, mount: MountCommand, world: MakeWorld) -> ExitCode {
+pub(crate) fn run_command(
+    module: &dyn Module,
+    show_as: &str,
+    mount: MountCommand,
+    world: MakeWorld,
+) -> ExitCode {
     let show_as = Some(show_as.to_owned());
     ExitCode::from(Driver { module, program: log::program(), show_as, mount, world }.run())
 }
@@ -104,7 +108,7 @@ impl Command {
                 b"--" => places.extend(words.by_ref()),
                 b"--help" => return Ok(Command::Help),
                 b"--version" => return Ok(Command::Version),
-                [b'-', b'-', ..] => return Err(format!("unknown option {}", word.display())),
+                [b'-', b'-', ..] => return Err(format!("unknown option {}", Path::new(word).display())),
                 [b'-', letters @ ..] if !letters.is_empty() => {
                     match mount.take_letters(letters, &mut words)? {
                         Some(command) => return Ok(command),
@@ -124,8 +128,15 @@ impl Command {
                 mount.point = PathBuf::from(point);
             }
             [] => return Err("a source and a mount point are wanted".into()),
-            [only] => return Err(format!("a mount point is wanted behind the source {}", only.display())),
-            [_, _, third, ..] => return Err(format!("there is a word too many: {}", third.display())),
+            [only] => {
+                return Err(format!(
+                    "a mount point is wanted behind the source {}",
+                    Path::new(only).display()
+                ));
+            }
+            [_, _, third, ..] => {
+                return Err(format!("there is a word too many: {}", Path::new(third).display()));
+            }
         }
         Ok(Command::Mount(mount))
     }
@@ -184,11 +195,8 @@ impl Driver<'_> {
         };
         let level = if host.debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
         log::start(host.log_level.unwrap_or(level));
-        if let Some(path) = &host.log_file
-            && let Err(error) = log::to_file(path)
-        {
-            eprintln!("{}: log file {}: {error}", self.program, path.display());
-            return SYSTEM;
+        if let Some(Err(error)) = host.log_file.as_deref().map(log::to_file) {
+            return self.fail("the log file cannot be written", &error);
         }
         log_panics();
         let foreground = self.mount.foreground || self.mount.debug || host.debug;
@@ -241,7 +249,12 @@ impl Driver<'_> {
             }
             Err(error) => {
                 guardian.dismiss();
-                eprintln!("{}: {}: {}", self.module.name(), self.mount.source.display(), error.message);
+                eprintln!(
+                    "{}: {}: {}",
+                    self.module.name(),
+                    Path::new(&self.mount.source).display(),
+                    error.message
+                );
                 Err(if error.kind == MountErrorKind::Usage { USAGE } else { MOUNT_FAILED })
             }
         }
@@ -257,7 +270,8 @@ impl Driver<'_> {
         let tree = match self.module.mount(&mut request)? {
             Object::Tree(tree) => tree,
             _ => {
-                let message = format!("{} is no type of files, and cannot be mounted here", self.module.name());
+                let message =
+                    format!("{} is no type of files, and cannot be mounted here", self.module.name());
                 return Err(MountError::usage(message));
             }
         };
@@ -288,7 +302,12 @@ impl Driver<'_> {
         match ended {
             Ok(()) => 0,
             Err(error) => {
-                tracing::error!("{}: {}: {}", self.module.name(), self.mount.source.display(), error.message);
+                tracing::error!(
+                    "{}: {}: {}",
+                    self.module.name(),
+                    Path::new(&self.mount.source).display(),
+                    error.message
+                );
                 SYSTEM
             }
         }
@@ -322,9 +341,15 @@ fn end_on_signals(ender: &Ender) {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        let what = panic.payload_as_str().unwrap_or("no message");
+        let what = message(panic.payload());
         tracing::error!("panic at {place}: {what}");
     }));
+}
+
+/// What a panic said.
+fn message(payload: &(dyn std::any::Any + Send)) -> &str {
+    let owned = || payload.downcast_ref::<String>().map(String::as_str);
+    payload.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("no message")
 }
 
 /// The source as `/proc/mounts` shows it: absolute, if it is a path.
@@ -391,9 +416,17 @@ mod tests {
 
     #[test]
     fn options_may_stand_anywhere() {
-        for line in ["disk.img /mnt -o ro,uid=5 -f", "-o ro -ouid=5 -f disk.img /mnt", "disk.img -fo ro,uid=5 -- /mnt"] {
+        for line in [
+            "disk.img /mnt -o ro,uid=5 -f",
+            "-o ro -ouid=5 -f disk.img /mnt",
+            "disk.img -fo ro,uid=5 -- /mnt",
+        ] {
             let mount = parse(line).unwrap();
-            assert_eq!((mount.source.to_str(), mount.point.to_str()), (Some("disk.img"), Some("/mnt")), "{line}");
+            assert_eq!(
+                (mount.source.to_str(), mount.point.to_str()),
+                (Some("disk.img"), Some("/mnt")),
+                "{line}"
+            );
             assert_eq!(mount.options.keys().collect::<Vec<_>>(), ["ro", "uid"], "{line}");
             assert!(mount.foreground, "{line}");
         }

@@ -7,6 +7,7 @@
 //! Node ids are the contract's node numbers, handles are those of [`crate::handles`] or 0, and an offset within a directory is
 //! the driver's position plus 2, since `.` and `..` are ours.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,7 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, FileAttr, FileHandle, ForgetOne, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    BackingId, FileAttr, FileHandle, FopenFlags, ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, Notifier, PollEvents, PollNotifier, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyStatx, ReplyWrite, ReplyXattr, RequestId, TimeOrNow, WriteFlags,
@@ -26,9 +27,9 @@ use fuser::{
 use nix::libc;
 use parking_lot::Mutex;
 use veduta_api::{
-    Allocate, Attr, Device, DirEntry, Entry, Errno, Facts, File, FileFlags, FileLock, Filesystem,
-    Ino, Ioctl, Kind, LockKind, NewNode, OpenFlags, Perm, Ready, RenameFlags, Result, Seek, SetAttr, SetTime,
-    Timestamp, XattrMode,
+    Allocate, Attr, Device, DirEntry, Entry, Errno, Facts, File, FileFlags, FileLock, Filesystem, Ino, Ioctl,
+    Kind, LockKind, NewNode, OpenFlags, Perm, Ready, RenameFlags, Result, Seek, SetAttr, SetTime, Timestamp,
+    XattrMode,
 };
 
 use crate::backing::Backings;
@@ -68,6 +69,8 @@ pub(crate) struct Host {
     dirs: Handles<OpenDir>,
     by_ino: FilesByIno,
     backings: Backings,
+    /// Files that are open for writing, by node: the kernel may hold back what was written to them.
+    writers: Mutex<HashMap<Ino, usize>>,
     /// The kernel can do without `open`, and without `opendir`. Cleared once a tree turns out to need them.
     skip_open: AtomicBool,
     skip_opendir: AtomicBool,
@@ -98,12 +101,7 @@ macro_rules! answer {
 }
 
 impl Host {
-    pub(crate) fn new(
-        fs: Arc<dyn Filesystem>,
-        read_only: bool,
-        allow: Allow,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(crate) fn new(fs: Arc<dyn Filesystem>, read_only: bool, allow: Allow, shared: Arc<Shared>) -> Self {
         let facts = fs.facts();
         let policy = Policy::new(&facts, read_only);
         let no_xattrs = policy.immutable && !facts.acl && has_no_xattrs(&*fs);
@@ -119,6 +117,7 @@ impl Host {
             dirs: Handles::new(),
             by_ino: FilesByIno::new(),
             backings: Backings::new(),
+            writers: Mutex::default(),
             skip_open: AtomicBool::new(false),
             skip_opendir: AtomicBool::new(false),
             no_xattrs,
@@ -157,7 +156,11 @@ impl Host {
     ) -> Answer<T> {
         let span = tracing::warn_span!("request", op, ino = ino.0, pid = request.pid());
         let _entered = span.enter();
-        if self.allow == Allow::Root && request.uid() != self.owner && request.uid() != 0 && !is_kernels_own(op) {
+        if self.allow == Allow::Root
+            && request.uid() != self.owner
+            && request.uid() != 0
+            && !is_kernels_own(op)
+        {
             return (true, Err(fuser::Errno::EACCES));
         }
         if self.closed.load(Ordering::Acquire) {
@@ -370,8 +373,25 @@ impl Host {
         }
     }
 
+    /// Puts a file into the table of handles.
+    fn keep(&self, file: OpenFile) -> u64 {
+        if file.writable && self.policy.writeback {
+            *self.writers.lock().entry(file.ino).or_default() += 1;
+        }
+        self.files.insert(file)
+    }
+
     fn close(&self, handle: u64) {
         let Some(file) = self.files.remove(handle) else { return };
+        if file.writable && self.policy.writeback {
+            let mut writers = self.writers.lock();
+            if let Some(count) = writers.get_mut(&file.ino) {
+                *count -= 1;
+                if *count == 0 {
+                    writers.remove(&file.ino);
+                }
+            }
+        }
         if self.policy.passthrough && self.facts.backing {
             self.backings.leave(file.ino, &file.path);
         }
@@ -439,7 +459,8 @@ impl Host {
     }
 
     fn do_write(&self, file: &OpenFile, offset: u64, data: &[u8], drop_set_id: bool) -> Result<usize> {
-        let Some(room) = self.facts.size_max.checked_sub(offset).filter(|room| *room > 0 || data.is_empty()) else {
+        let Some(room) = self.facts.size_max.checked_sub(offset).filter(|room| *room > 0 || data.is_empty())
+        else {
             return Err(Errno::EFBIG);
         };
         let data = &data[..data.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
@@ -513,6 +534,17 @@ impl Host {
         }
     }
 
+    /// Has the kernel send what it holds back of a file. It does so by itself before most operations that need it, but not before
+    /// `SEEK_DATA` and `SEEK_HOLE` (Linux 6.18), and would then take new data for a hole. Dropping cached pages writes them first.
+    fn fetch_held_back(&self, ino: Ino) {
+        if !self.policy.writeback || !self.writers.lock().contains_key(&ino) {
+            return;
+        }
+        if let Some(Err(error)) = self.notifier.get().map(|kernel| kernel.inval_inode(INodeNo(ino.0), 0, 0)) {
+            tracing::debug!("the kernel did not write back: {error}");
+        }
+    }
+
     /// `SEEK_DATA` and `SEEK_HOLE` of a file that is all data, as far as its driver knows.
     fn seek_dense(&self, ino: Ino, what: Seek, offset: u64) -> Result<u64> {
         let size = self.fs.getattr(ino)?.size;
@@ -541,10 +573,7 @@ impl fuser::Filesystem for Host {
         for (when, flags) in [
             (self.policy.shared, InitFlags::FUSE_AUTO_INVAL_DATA),
             (!self.policy.shared, InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPLICIT_INVAL_DATA),
-            (
-                self.policy.immutable,
-                InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            ),
+            (self.policy.immutable, InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT),
             (self.policy.writeback, InitFlags::FUSE_WRITEBACK_CACHE),
             (self.facts.acl, InitFlags::FUSE_POSIX_ACL),
             (self.facts.remote_locks, InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS),
@@ -718,14 +747,7 @@ impl fuser::Filesystem for Host {
         self.reply_entry(answer, reply);
     }
 
-    fn link(
-        &self,
-        request: &fuser::Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, request: &fuser::Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let answer = self.change(request, "link", ino, || {
             let name = self.name(name)?;
             self.guard(Ino(ino.0), Change::Any)?;
@@ -806,7 +828,7 @@ impl fuser::Filesystem for Host {
         match answer {
             (true, Ok(Opened::File(file))) => {
                 let (path, flags) = (file.path.clone(), self.open_flags(&file.path, file.writable));
-                let handle = self.files.insert(file);
+                let handle = self.keep(file);
                 if !reply.opened(FileHandle(handle), flags, Self::backing_of(&path)) {
                     self.close(handle);
                 }
@@ -820,7 +842,7 @@ impl fuser::Filesystem for Host {
             (false, result) => {
                 reply.abandon();
                 if let Ok(Opened::File(file)) = result {
-                    let handle = self.files.insert(file);
+                    let handle = self.keep(file);
                     self.close(handle);
                 }
             }
@@ -1008,7 +1030,8 @@ impl fuser::Filesystem for Host {
         mut reply: ReplyDirectory,
     ) {
         let room = reply.room();
-        let answer = self.serve(request, "readdir", ino, true, || self.list(ino, handle, offset, room, false));
+        let answer =
+            self.serve(request, "readdir", ino, true, || self.list(ino, handle, offset, room, false));
         answer!(answer, reply, listing => {
             for (is_dot, entry) in listing.iter() {
                 let next = if is_dot { entry.next } else { entry.next.saturating_add(2) };
@@ -1138,20 +1161,12 @@ impl fuser::Filesystem for Host {
         answer!(answer, reply, () => reply.ok());
     }
 
-    fn getxattr(
-        &self,
-        request: &fuser::Request,
-        ino: INodeNo,
-        name: &OsStr,
-        size: u32,
-        reply: ReplyXattr,
-    ) {
+    fn getxattr(&self, request: &fuser::Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if self.no_xattrs {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        let answer = self.serve(request, "getxattr", ino, true, || {
-            fitting(self.fs.getxattr(Ino(ino.0), name)?, size)
-        });
+        let answer =
+            self.serve(request, "getxattr", ino, true, || fitting(self.fs.getxattr(Ino(ino.0), name)?, size));
         reply_xattr(answer, size, reply);
     }
 
@@ -1311,6 +1326,7 @@ impl fuser::Filesystem for Host {
                 _ => return Err(Errno::EINVAL),
             };
             let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            self.fetch_held_back(Ino(ino.0));
             let found = match self.file(ino, handle)?.file.seek(what, offset) {
                 Err(Errno::EOPNOTSUPP) => self.seek_dense(Ino(ino.0), what, offset)?,
                 found => found?,
@@ -1348,12 +1364,7 @@ impl fuser::Filesystem for Host {
 }
 
 impl Host {
-    fn reply_created(
-        &self,
-        answer: Answer<(Entry, Arc<dyn File>)>,
-        flags: OpenFlags,
-        reply: ReplyCreate,
-    ) {
+    fn reply_created(&self, answer: Answer<(Entry, Arc<dyn File>)>, flags: OpenFlags, reply: ReplyCreate) {
         let (entry, file) = match answer {
             (_, Ok((entry, _))) if entry.ino.0 == 0 => return reply.error(fuser::Errno::EIO),
             (true, Ok(made)) => made,
@@ -1362,7 +1373,7 @@ impl Host {
         };
         let path = self.data_path(entry.ino, &file, false);
         let open_flags = self.open_flags(&path, flags.write);
-        let handle = self.files.insert(self.open_file(entry.ino, file, flags.write, path.clone()));
+        let handle = self.keep(self.open_file(entry.ino, file, flags.write, path.clone()));
         let sent = reply.created(
             INodeNo(entry.ino.0),
             Generation(entry.generation),
@@ -1417,7 +1428,10 @@ impl Wake for PollWaker {
 
 /// Requests that the kernel makes on its own account, without the user's identity.
 fn is_kernels_own(op: &str) -> bool {
-    matches!(op, "read" | "write" | "readdir" | "readdirplus" | "release" | "releasedir" | "fsync" | "fsyncdir")
+    matches!(
+        op,
+        "read" | "write" | "readdir" | "readdirplus" | "release" | "releasedir" | "fsync" | "fsyncdir"
+    )
 }
 
 /// A driver that has no attributes under any prefix has none at all.
@@ -1529,14 +1543,8 @@ fn chattr_call(command: u32) -> Option<Chattr> {
 const FLAGS: [u32; 6] = [0x10, 0x20, 0x40, 0x4, 0x800, 0x10_0000];
 
 fn flags_to_linux(flags: FileFlags) -> u32 {
-    let set = [
-        flags.immutable,
-        flags.append_only,
-        flags.no_dump,
-        flags.compressed,
-        flags.encrypted,
-        flags.verity,
-    ];
+    let set =
+        [flags.immutable, flags.append_only, flags.no_dump, flags.compressed, flags.encrypted, flags.verity];
     set.into_iter().zip(FLAGS).filter(|(set, _)| *set).map(|(_, bit)| bit).sum()
 }
 

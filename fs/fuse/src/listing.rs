@@ -35,7 +35,12 @@ impl Listing {
     pub(crate) fn new(room: usize, plus: bool) -> Self {
         let per_entry = if plus { PLUS } else { PLAIN };
         // Half of a page is a common part of names; more is taken as it comes.
-        Self { room, per_entry, names: Vec::with_capacity(2048), items: Vec::with_capacity(room / (per_entry + 16)) }
+        Self {
+            room,
+            per_entry,
+            names: Vec::with_capacity(2048),
+            items: Vec::with_capacity(room / (per_entry + 16)),
+        }
     }
 
     /// Takes an entry, or says that there is no room.

@@ -139,9 +139,7 @@ impl Subscriber for Logger {
         let mut line = text.message;
         line.push_str(&text.fields);
         let _ = CURRENT.try_with(|current| {
-            if let Ok(current) = current.try_borrow()
-                && current.active
-            {
+            if let Some(current) = current.try_borrow().ok().filter(|current| current.active) {
                 let _ = write!(line, " [{} ino={} pid={}]", current.op, current.ino, current.pid);
             }
         });
@@ -151,7 +149,8 @@ impl Subscriber for Logger {
 
 fn mark(span: &Id, active: bool) {
     if span.into_u64() == REQUEST {
-        let _ = CURRENT.try_with(|current| current.try_borrow_mut().map(|mut current| current.active = active));
+        let _ =
+            CURRENT.try_with(|current| current.try_borrow_mut().map(|mut current| current.active = active));
     }
 }
 
@@ -202,7 +201,9 @@ fn put(level: Level, line: &str) {
     match &mut *SINK.lock() {
         Sink::Stderr => drop(writeln!(std::io::stderr(), "{program}: {word}: {line}")),
         Sink::File(file) => {
-            drop(file.write_all(format!("{} {program}[{}]: {word}: {line}\n", now(), std::process::id()).as_bytes()));
+            drop(file.write_all(
+                format!("{} {program}[{}]: {word}: {line}\n", now(), std::process::id()).as_bytes(),
+            ));
         }
         Sink::System(socket) => {
             // RFC 3164: facility daemon (3), and a severity.

@@ -2,7 +2,7 @@
 //!
 //! Two ways lead to a mount. With CAP_SYS_ADMIN (root, or anybody within a user namespace of their own) it is
 //! `mount(2)` with an open `/dev/fuse`. Without, the setuid program fusermount3 does it, and hands the
-//! descriptor back over a socket; it may also open a `/dev/fuse` that we may not.
+//! descriptor back over a socket; some versions of it may also open a `/dev/fuse` that we may not.
 //!
 //! A mount is identified by its id, device and type in mountinfo. Only a mount that is still that one is
 //! ever unmounted, since others may have unmounted ours and mounted something else meanwhile.
@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
 use nix::unistd::{getegid, geteuid};
 use veduta_api::{Errno, Kind, MountError};
 
@@ -223,8 +225,13 @@ fn direct(place: &Place, root: Kind, options: &MountOptions, check: bool) -> Res
     );
     let source = options.source.as_os_str();
     let kind = options.kind();
-    match nix::mount::mount(Some(source), &place.path, Some(kind.as_str()), options.flags(), Some(data.as_str()))
-    {
+    match nix::mount::mount(
+        Some(source),
+        &place.path,
+        Some(kind.as_str()),
+        options.flags(),
+        Some(data.as_str()),
+    ) {
         Ok(()) => Ok(device),
         Err(Errno::EPERM | Errno::EACCES) => Err(Refusal::Privilege("mount(2)")),
         Err(errno) => Err(Refusal::Final(MountError::system(errno, explain(errno, place)))),
@@ -234,9 +241,12 @@ fn direct(place: &Place, root: Kind, options: &MountOptions, check: bool) -> Res
 fn open_device() -> Result<OwnedFd, Refusal> {
     let opened = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_CLOEXEC).open(DEVICE);
     let error = match opened {
-        Ok(file) if file.metadata().is_ok_and(|found| found.file_type().is_char_device()) => return Ok(file.into()),
+        Ok(file) if file.metadata().is_ok_and(|found| found.file_type().is_char_device()) => {
+            return Ok(file.into());
+        }
         Ok(_) => {
-            let message = format!("{DEVICE} is not a device; in a container, pass it in with --device {DEVICE}");
+            let message =
+                format!("{DEVICE} is not a device; in a container, pass it in with --device {DEVICE}");
             return Err(Refusal::Final(MountError::system(Errno::ENODEV, message)));
         }
         Err(error) => error,
@@ -261,7 +271,8 @@ fn explain(errno: Errno, place: &Place) -> String {
         Errno::ENODEV => "this kernel has no FUSE; load its module with modprobe fuse".into(),
         Errno::EBUSY => format!("mount point {point} is busy"),
         Errno::EINVAL => {
-            "the kernel refused the mount options; in a user namespace, your uid and gid must be mapped".into()
+            "the kernel refused the mount options; in a user namespace, your uid and gid must be mapped"
+                .into()
         }
         _ => format!("mounting on {point} failed: {}", errno.desc()),
     }
@@ -281,8 +292,8 @@ fn by_helper(
         return Err(MountError::system(Errno::EPERM, message));
     };
     let failed = |error: io::Error| system(&error, format!("{} cannot be run: {error}", program.display()));
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(|e| failed(e.into()))?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| failed(e.into()))?;
     // The socket is the program's standard input: no descriptor has to survive exec by accident of timing.
     let mut command = Command::new(&program);
     command.arg("-o").arg(helper_options(options, check)).arg("--").arg(&place.path);
@@ -322,7 +333,8 @@ fn helper_options(options: &MountOptions, check: bool) -> OsString {
 /// fusermount3, or its predecessor. Standard places are tried too, since mount(8) runs us with a short PATH.
 fn find_helper() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).filter(|folder| folder.is_absolute()).collect();
+    let mut folders: Vec<PathBuf> =
+        std::env::split_paths(&path).filter(|folder| folder.is_absolute()).collect();
     folders.extend(["/usr/bin", "/bin", "/usr/local/bin"].map(PathBuf::from));
     ["fusermount3", "fusermount"]
         .iter()
@@ -366,7 +378,13 @@ fn translate(complaint: &str, place: &Place) -> String {
     if says("user_allow_other") {
         "allow_other and allow_root are for root, unless /etc/fuse.conf has the line user_allow_other".into()
     } else if says("no write access") || says("not owned by user") {
-        format!("mount point {point} is not writable by you, which fusermount3 demands; take a directory of your own")
+        format!(
+            "mount point {point} is not writable by you, which fusermount3 demands; take a directory of your own"
+        )
+    } else if says("failed to open /dev/fuse") && says("Permission denied") {
+        format!(
+            "{DEVICE} is closed to you; have root run chmod 666 {DEVICE}, as distributions do, or mount as root"
+        )
     } else if says("failed to open /dev/fuse") || says("fuse device not found") {
         format!(
             "{DEVICE} cannot be opened, not even by fusermount3; load the kernel's module with modprobe fuse or, in a \
@@ -389,7 +407,9 @@ impl MountPoint {
     fn identify(path: PathBuf, options: &MountOptions, helper: Option<PathBuf>) -> Self {
         let kind = options.kind();
         let ours = mountinfo::read().ok().and_then(|mounts| {
-            let is_ours = |mount: &&MountLine| mount.point == path && mount.source == options.source && mount.kind == kind;
+            let is_ours = |mount: &&MountLine| {
+                mount.point == path && mount.source == options.source && mount.kind == kind
+            };
             mounts.iter().rev().find(is_ours).map(|mount| (mount.id, mount.device.clone()))
         });
         Self { path, kind, identity: ours, helper }
@@ -407,7 +427,10 @@ impl MountPoint {
             return Err(MountError::usage("not a mount point"));
         };
         if !mount.kind.starts_with("fuse.") && mount.kind != "fuse" {
-            return Err(MountError::usage(format!("a mount of type {}, which is not ours to end; see umount(8)", mount.kind)));
+            return Err(MountError::usage(format!(
+                "a mount of type {}, which is not ours to end; see umount(8)",
+                mount.kind
+            )));
         }
         Ok(Self { path: point, kind: mount.kind, identity: Some((mount.id, mount.device)), helper: None })
     }
@@ -429,7 +452,8 @@ impl MountPoint {
 
     fn is(&self, mount: &MountLine) -> bool {
         let (point, kind) = (mount.point == self.path, mount.kind == self.kind);
-        let same = self.identity.as_ref().is_some_and(|(id, device)| *id == mount.id && *device == mount.device);
+        let same =
+            self.identity.as_ref().is_some_and(|(id, device)| *id == mount.id && *device == mount.device);
         point && kind && same
     }
 
@@ -442,7 +466,8 @@ impl MountPoint {
                 return Ok(());
             }
             if mountinfo::topmost(&mounts, &self.path).is_none_or(|top| !self.is(&top)) {
-                let message = format!("something else is mounted over {}; unmount that first", self.path.display());
+                let message =
+                    format!("something else is mounted over {}; unmount that first", self.path.display());
                 return Err(MountError::system(Errno::EBUSY, message));
             }
         }
@@ -478,8 +503,9 @@ impl MountPoint {
 
     /// Whether our mount is there, with nobody serving it.
     pub(crate) fn is_dead(&self) -> bool {
-        let asked = nix::sys::stat::stat(&self.path);
-        asked == Err(Errno::ENOTCONN) && self.is_mounted()
+        // Attributes may be remembered, sizes are not.
+        let asked = nix::sys::statfs::statfs(&self.path).map(drop);
+        matches!(asked, Err(Errno::ENOTCONN | Errno::ECONNABORTED)) && self.is_mounted()
     }
 
     /// For the guardian: what it takes to find the mount, fields ended by a NUL.
@@ -577,9 +603,13 @@ mod tests {
     fn complaints_of_fusermount_say_what_to_do_next() {
         let place = Place { path: "/mnt".into() };
         for (complaint, advice) in [
-            ("fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf", "for root"),
+            (
+                "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf",
+                "for root",
+            ),
             ("fusermount3: user has no write access to mountpoint /mnt", "directory of your own"),
             ("fusermount3: mount failed: Operation not permitted", "unshare"),
+            ("fusermount3: failed to open /dev/fuse: Permission denied", "chmod 666"),
             ("", "does not say why"),
         ] {
             assert!(translate(complaint, &place).contains(advice), "{complaint}");

@@ -58,9 +58,9 @@ impl Mounted {
         let facts = tree.facts();
         let mut how = options.mount.clone();
         how.read_only |= facts.caching == Caching::Immutable;
-        let root = tree
-            .getattr(Ino::ROOT)
-            .map_err(|errno| MountError::system(errno, format!("the root cannot be read: {}", errno.desc())))?;
+        let root = tree.getattr(Ino::ROOT).map_err(|errno| {
+            MountError::system(errno, format!("the root cannot be read: {}", errno.desc()))
+        })?;
         let place = Place::find(point.as_ref(), root.kind)?;
         let (device, point) = mount(&place, root.kind, &how, !facts.own_permissions)?;
         let shared = Arc::new(Shared::new());
@@ -75,7 +75,8 @@ impl Mounted {
         let host = session.filesystem().clone();
         host.set_notifier(session.notifier());
         let workers = options.workers.unwrap_or_else(pool::default_workers);
-        pool::start(session, &shared, workers).map_err(|error| give_up("no threads can be started", error))?;
+        pool::start(session, &shared, workers)
+            .map_err(|error| give_up("no threads can be started", error))?;
         fs::metadata(point.path()).map_err(|error| give_up("the mount does not answer", error))?;
         raise_read_ahead(&point);
         tracing::info!(source = ?how.source, point = ?point.path(), "mounted");

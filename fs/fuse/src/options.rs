@@ -19,7 +19,10 @@ pub const GENERIC_OPTIONS: &[OptionSpec] = &[
     OptionSpec::flag("noexec", "Let no program of the mount be run."),
     OptionSpec::flag("exec", "Let programs be run (the default)."),
     OptionSpec::flag("noatime", "Do not record times of reading."),
-    OptionSpec::flag("nodiratime", "Do not record times of reading directories; only root's mounts can be told."),
+    OptionSpec::flag(
+        "nodiratime",
+        "Do not record times of reading directories; only root's mounts can be told.",
+    ),
     OptionSpec::flag("atime", "Leave it to the kernel when times of reading are recorded (the default)."),
     OptionSpec::flag("sync", "Write everything through at once."),
     OptionSpec::flag("async", "Let writes be held back (the default)."),
@@ -33,11 +36,27 @@ pub const GENERIC_OPTIONS: &[OptionSpec] = &[
         "default_permissions",
         "Have the kernel check permissions; it does so anyhow, unless the tree decides by itself.",
     ),
-    OptionSpec::with_value("fsname", "NAME", "What /proc/mounts shows as the source; the source's path if not given."),
-    OptionSpec::with_value("subtype", "NAME", "What /proc/mounts shows as the type, behind fuse; the program's name if not given."),
+    OptionSpec::with_value(
+        "fsname",
+        "NAME",
+        "What /proc/mounts shows as the source; the source's path if not given.",
+    ),
+    OptionSpec::with_value(
+        "subtype",
+        "NAME",
+        "What /proc/mounts shows as the type, behind fuse; the program's name if not given.",
+    ),
     OptionSpec::with_value("max_read", "BYTES", "The largest single read that the kernel sends."),
-    OptionSpec::with_value("threads", "N", "Threads that serve; as many as CPUs if not given, and at least 2."),
-    OptionSpec::with_value("loglevel", "LEVEL", "Log what is at least as grave: error, warn (the default), info, debug or trace."),
+    OptionSpec::with_value(
+        "threads",
+        "N",
+        "Threads that serve; as many as CPUs if not given, and at least 2.",
+    ),
+    OptionSpec::with_value(
+        "loglevel",
+        "LEVEL",
+        "Log what is at least as grave: error, warn (the default), info, debug or trace.",
+    ),
     OptionSpec::with_value("logfile", "FILE", "Log to a file rather than to the system's log."),
     OptionSpec::flag("debug", "As -d: stay in the foreground and log each request."),
     OptionSpec::flag("auto_unmount", "Unmount when the server is killed; done anyhow."),
@@ -169,7 +188,9 @@ mod tests {
 
     #[test]
     fn what_mount_fuse3_passes_is_taken() {
-        for list in ["rw,dev,suid", "ro,nosuid,nodev,noexec,relatime,_netdev,nofail", "defaults,noauto,user", ""] {
+        for list in
+            ["rw,dev,suid", "ro,nosuid,nodev,noexec,relatime,_netdev,nofail", "defaults,noauto,user", ""]
+        {
             assert!(take(list).unwrap().1.is_empty(), "{list}");
         }
     }
@@ -178,7 +199,10 @@ mod tests {
     fn names_and_numbers_are_read() {
         let (host, _) = take("fsname=a,subtype=b,max_read=64K,threads=3,loglevel=info,allow_root").unwrap();
         assert_eq!((host.mount.source.to_str(), host.mount.subtype.as_str()), (Some("a"), "b"));
-        assert_eq!((host.mount.max_read, host.workers, host.mount.allow), (Some(65_536), Some(3), Allow::Root));
+        assert_eq!(
+            (host.mount.max_read, host.workers, host.mount.allow),
+            (Some(65_536), Some(3), Allow::Root)
+        );
         assert_eq!(host.log_level, Some(LevelFilter::INFO));
         assert!(take("loglevel=loud").unwrap_err().0.contains("loud"));
         assert!(take("threads=many").is_err());

@@ -125,7 +125,11 @@ impl Shared {
 }
 
 /// Starts the workers and the watcher.
-pub(crate) fn start(session: Arc<Session<Host>>, shared: &Arc<Shared>, workers: usize) -> std::io::Result<()> {
+pub(crate) fn start(
+    session: Arc<Session<Host>>,
+    shared: &Arc<Shared>,
+    workers: usize,
+) -> std::io::Result<()> {
     let workers = workers.clamp(2, SLOTS);
     for _ in 0..workers {
         start_worker(&session, shared, workers)?;
@@ -264,7 +268,9 @@ impl Watcher {
         }
         if is_dying(caller) && self.shared.running.take_answer(request) {
             tracing::debug!(unique = request.unique, pid = caller, "answered for a driver that hangs");
-            if let Err(error) = self.notifier.reply_error(fuser::RequestId(request.unique), fuser::Errno::EINTR) {
+            if let Err(error) =
+                self.notifier.reply_error(fuser::RequestId(request.unique), fuser::Errno::EINTR)
+            {
                 tracing::debug!("the answer was not wanted: {error}");
             }
             return false;

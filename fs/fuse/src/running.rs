@@ -61,10 +61,7 @@ pub(crate) enum Standing {
     /// It has been answered.
     Over,
     /// The driver is at it; its caller is this thread.
-    Waiting {
-        caller: u32,
-        may_abandon: bool,
-    },
+    Waiting { caller: u32, may_abandon: bool },
 }
 
 impl Running {
@@ -150,7 +147,9 @@ impl Running {
 
     /// What every worker is at, to see later whether any has moved on.
     pub(crate) fn snapshot(&self) -> [u64; SLOTS] {
-        std::array::from_fn(|index| self.slots.get(index).map_or(IDLE, |slot| slot.state.load(Ordering::Relaxed)))
+        std::array::from_fn(|index| {
+            self.slots.get(index).map_or(IDLE, |slot| slot.state.load(Ordering::Relaxed))
+        })
     }
 }
 

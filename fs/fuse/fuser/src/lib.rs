@@ -4,6 +4,8 @@
 //! advantage of Rust's architecture. The only thing we rely on in the real libfuse are mount
 //! and unmount calls which are needed to establish a fd to talk to the kernel driver.
 
+// Foreign code: our taste in style is not applied to it.
+#![allow(clippy::all)]
 #![warn(
     missing_docs,
     missing_debug_implementations,

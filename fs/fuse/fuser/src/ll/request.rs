@@ -1518,8 +1518,6 @@ mod op {
 
 
     // API TODO: Consider `rename2(RENAME_EXCHANGE)`
-    /// TODO: Document
-
     pub(crate) fn parse<'a>(
         header: &'a fuse_in_header,
         opcode: &fuse_opcode,
