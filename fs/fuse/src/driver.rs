@@ -195,11 +195,8 @@ impl Driver<'_> {
         };
         let level = if host.debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
         log::start(host.log_level.unwrap_or(level));
-        if let Some(path) = &host.log_file {
-            if let Err(error) = log::to_file(path) {
-                eprintln!("{}: log file {}: {error}", self.program, path.display());
-                return SYSTEM;
-            }
+        if let Some(Err(error)) = host.log_file.as_deref().map(log::to_file) {
+            return self.fail("the log file cannot be written", &error);
         }
         log_panics();
         let foreground = self.mount.foreground || self.mount.debug || host.debug;
@@ -344,12 +341,15 @@ fn end_on_signals(ender: &Ender) {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        let payload = panic.payload();
-        let text = payload.downcast_ref::<&str>().copied();
-        let what =
-            text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        let what = message(panic.payload());
         tracing::error!("panic at {place}: {what}");
     }));
+}
+
+/// What a panic said.
+fn message(payload: &(dyn std::any::Any + Send)) -> &str {
+    let owned = || payload.downcast_ref::<String>().map(String::as_str);
+    payload.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("no message")
 }
 
 /// The source as `/proc/mounts` shows it: absolute, if it is a path.

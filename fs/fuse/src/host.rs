@@ -7,6 +7,7 @@
 //! Node ids are the contract's node numbers, handles are those of [`crate::handles`] or 0, and an offset within a directory is
 //! the driver's position plus 2, since `.` and `..` are ours.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -68,6 +69,8 @@ pub(crate) struct Host {
     dirs: Handles<OpenDir>,
     by_ino: FilesByIno,
     backings: Backings,
+    /// Files that are open for writing, by node: the kernel may hold back what was written to them.
+    writers: Mutex<HashMap<Ino, usize>>,
     /// The kernel can do without `open`, and without `opendir`. Cleared once a tree turns out to need them.
     skip_open: AtomicBool,
     skip_opendir: AtomicBool,
@@ -114,6 +117,7 @@ impl Host {
             dirs: Handles::new(),
             by_ino: FilesByIno::new(),
             backings: Backings::new(),
+            writers: Mutex::default(),
             skip_open: AtomicBool::new(false),
             skip_opendir: AtomicBool::new(false),
             no_xattrs,
@@ -369,8 +373,25 @@ impl Host {
         }
     }
 
+    /// Puts a file into the table of handles.
+    fn keep(&self, file: OpenFile) -> u64 {
+        if file.writable && self.policy.writeback {
+            *self.writers.lock().entry(file.ino).or_default() += 1;
+        }
+        self.files.insert(file)
+    }
+
     fn close(&self, handle: u64) {
         let Some(file) = self.files.remove(handle) else { return };
+        if file.writable && self.policy.writeback {
+            let mut writers = self.writers.lock();
+            if let Some(count) = writers.get_mut(&file.ino) {
+                *count -= 1;
+                if *count == 0 {
+                    writers.remove(&file.ino);
+                }
+            }
+        }
         if self.policy.passthrough && self.facts.backing {
             self.backings.leave(file.ino, &file.path);
         }
@@ -510,6 +531,17 @@ impl Host {
                 Ok(0)
             }
             (asked, _) => asked,
+        }
+    }
+
+    /// Has the kernel send what it holds back of a file. It does so by itself before most operations that need it, but not before
+    /// `SEEK_DATA` and `SEEK_HOLE` (Linux 6.18), and would then take new data for a hole. Dropping cached pages writes them first.
+    fn fetch_held_back(&self, ino: Ino) {
+        if !self.policy.writeback || !self.writers.lock().contains_key(&ino) {
+            return;
+        }
+        if let Some(Err(error)) = self.notifier.get().map(|kernel| kernel.inval_inode(INodeNo(ino.0), 0, 0)) {
+            tracing::debug!("the kernel did not write back: {error}");
         }
     }
 
@@ -796,7 +828,7 @@ impl fuser::Filesystem for Host {
         match answer {
             (true, Ok(Opened::File(file))) => {
                 let (path, flags) = (file.path.clone(), self.open_flags(&file.path, file.writable));
-                let handle = self.files.insert(file);
+                let handle = self.keep(file);
                 if !reply.opened(FileHandle(handle), flags, Self::backing_of(&path)) {
                     self.close(handle);
                 }
@@ -810,7 +842,7 @@ impl fuser::Filesystem for Host {
             (false, result) => {
                 reply.abandon();
                 if let Ok(Opened::File(file)) = result {
-                    let handle = self.files.insert(file);
+                    let handle = self.keep(file);
                     self.close(handle);
                 }
             }
@@ -1294,6 +1326,7 @@ impl fuser::Filesystem for Host {
                 _ => return Err(Errno::EINVAL),
             };
             let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            self.fetch_held_back(Ino(ino.0));
             let found = match self.file(ino, handle)?.file.seek(what, offset) {
                 Err(Errno::EOPNOTSUPP) => self.seek_dense(Ino(ino.0), what, offset)?,
                 found => found?,
@@ -1340,7 +1373,7 @@ impl Host {
         };
         let path = self.data_path(entry.ino, &file, false);
         let open_flags = self.open_flags(&path, flags.write);
-        let handle = self.files.insert(self.open_file(entry.ino, file, flags.write, path.clone()));
+        let handle = self.keep(self.open_file(entry.ino, file, flags.write, path.clone()));
         let sent = reply.created(
             INodeNo(entry.ino.0),
             Generation(entry.generation),

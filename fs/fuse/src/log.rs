@@ -138,11 +138,10 @@ impl Subscriber for Logger {
         event.record(&mut text);
         let mut line = text.message;
         line.push_str(&text.fields);
-        let _ = CURRENT.try_with(|current| match current.try_borrow() {
-            Ok(current) if current.active => {
+        let _ = CURRENT.try_with(|current| {
+            if let Some(current) = current.try_borrow().ok().filter(|current| current.active) {
                 let _ = write!(line, " [{} ino={} pid={}]", current.op, current.ino, current.pid);
             }
-            _ => {}
         });
         put(*event.metadata().level(), &line);
     }

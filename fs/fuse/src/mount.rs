@@ -2,7 +2,7 @@
 //!
 //! Two ways lead to a mount. With CAP_SYS_ADMIN (root, or anybody within a user namespace of their own) it is
 //! `mount(2)` with an open `/dev/fuse`. Without, the setuid program fusermount3 does it, and hands the
-//! descriptor back over a socket; it may also open a `/dev/fuse` that we may not.
+//! descriptor back over a socket; some versions of it may also open a `/dev/fuse` that we may not.
 //!
 //! A mount is identified by its id, device and type in mountinfo. Only a mount that is still that one is
 //! ever unmounted, since others may have unmounted ours and mounted something else meanwhile.
@@ -381,6 +381,10 @@ fn translate(complaint: &str, place: &Place) -> String {
         format!(
             "mount point {point} is not writable by you, which fusermount3 demands; take a directory of your own"
         )
+    } else if says("failed to open /dev/fuse") && says("Permission denied") {
+        format!(
+            "{DEVICE} is closed to you; have root run chmod 666 {DEVICE}, as distributions do, or mount as root"
+        )
     } else if says("failed to open /dev/fuse") || says("fuse device not found") {
         format!(
             "{DEVICE} cannot be opened, not even by fusermount3; load the kernel's module with modprobe fuse or, in a \
@@ -499,8 +503,9 @@ impl MountPoint {
 
     /// Whether our mount is there, with nobody serving it.
     pub(crate) fn is_dead(&self) -> bool {
-        let asked = nix::sys::stat::stat(&self.path);
-        asked == Err(Errno::ENOTCONN) && self.is_mounted()
+        // Attributes may be remembered, sizes are not.
+        let asked = nix::sys::statfs::statfs(&self.path).map(drop);
+        matches!(asked, Err(Errno::ENOTCONN | Errno::ECONNABORTED)) && self.is_mounted()
     }
 
     /// For the guardian: what it takes to find the mount, fields ended by a NUL.
@@ -604,6 +609,7 @@ mod tests {
             ),
             ("fusermount3: user has no write access to mountpoint /mnt", "directory of your own"),
             ("fusermount3: mount failed: Operation not permitted", "unshare"),
+            ("fusermount3: failed to open /dev/fuse: Permission denied", "chmod 666"),
             ("", "does not say why"),
         ] {
             assert!(translate(complaint, &place).contains(advice), "{complaint}");

@@ -24,7 +24,10 @@ pub struct PollNotifier {
 
 impl PollNotifier {
     pub(crate) fn new(cs: ChannelSender, kh: PollHandle) -> Self {
-        Self { handle: kh, notifier: Notifier::new(cs) }
+        Self {
+            handle: kh,
+            notifier: Notifier::new(cs),
+        }
     }
 
     /// Handle associated with this poll notifier.
@@ -130,7 +133,9 @@ impl Notifier {
     }
 
     fn send(&self, code: notify_code, notification: &Notification<'_>) -> io::Result<()> {
-        notification.with_iovec(code, |iov| self.0.send(iov)).map_err(Self::too_big_err)?
+        notification
+            .with_iovec(code, |iov| self.0.send(iov))
+            .map_err(Self::too_big_err)?
     }
 
     /// Create an error for indicating when a notification message

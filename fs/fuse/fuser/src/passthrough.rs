@@ -44,21 +44,29 @@ impl BackingId {
     /// This method is useful if you want to open a backing file reference without access to a reply
     /// object.
     pub fn create_raw(fuse_dev: impl AsFd, fd: impl AsFd) -> std::io::Result<u32> {
-        let map = fuse_backing_map { fd: fd.as_fd().as_raw_fd() as u32, flags: 0, padding: 0 };
+        let map = fuse_backing_map {
+            fd: fd.as_fd().as_raw_fd() as u32,
+            flags: 0,
+            padding: 0,
+        };
         let id = unsafe { fuse_dev_ioc_backing_open(fuse_dev.as_fd().as_raw_fd(), &map) }?;
 
         Ok(id as u32)
     }
 
     pub(crate) fn create(channel: &Arc<DevFuse>, fd: impl AsFd) -> std::io::Result<Self> {
-        Ok(Self { channel: Arc::downgrade(channel), backing_id: Self::create_raw(channel, fd)? })
+        Ok(Self {
+            channel: Arc::downgrade(channel),
+            backing_id: Self::create_raw(channel, fd)?,
+        })
     }
 }
 
 impl Drop for BackingId {
     fn drop(&mut self) {
         if let Some(ch) = self.channel.upgrade() {
-            if let Err(e) = unsafe { fuse_dev_ioc_backing_close(ch.as_raw_fd(), &self.backing_id) } {
+            if let Err(e) = unsafe { fuse_dev_ioc_backing_close(ch.as_raw_fd(), &self.backing_id) }
+            {
                 error!("Failed to close backing fd: {e}");
             }
         }

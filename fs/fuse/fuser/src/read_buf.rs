@@ -19,13 +19,19 @@ impl FuseReadBuf {
     ///
     /// The actual buffer may be slightly larger to accommodate alignment requirements.
     pub(crate) fn new(max_write: usize) -> Self {
-        Self { buffer: vec![0; max_write + EXTRA + align_of::<abi::fuse_in_header>()] }
+        Self {
+            buffer: vec![0; max_write + EXTRA + align_of::<abi::fuse_in_header>()],
+        }
     }
 
     /// Returns a mutable reference to the aligned portion of the buffer.
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
         let alignment = align_of::<abi::fuse_in_header>();
         let off = alignment - (self.buffer.as_ptr() as usize) % alignment;
-        if off == alignment { &mut self.buffer } else { &mut self.buffer[off..] }
+        if off == alignment {
+            &mut self.buffer
+        } else {
+            &mut self.buffer[off..]
+        }
     }
 }

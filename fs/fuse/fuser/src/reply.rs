@@ -45,6 +45,8 @@ impl ReplySender {
             ReplySender::Channel(sender) => sender.send(data),
         }
     }
+
+
 }
 
 /// Generic reply trait
@@ -66,7 +68,10 @@ pub(crate) struct ReplyRaw {
 
 impl Reply for ReplyRaw {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyRaw {
-        ReplyRaw { unique, sender: Some(sender) }
+        ReplyRaw {
+            unique,
+            sender: Some(sender),
+        }
     }
 }
 
@@ -106,7 +111,10 @@ impl ReplyRaw {
 impl Drop for ReplyRaw {
     fn drop(&mut self) {
         if self.sender.is_some() {
-            warn!("Reply not sent for operation {}, replying with I/O error", self.unique.0);
+            warn!(
+                "Reply not sent for operation {}, replying with I/O error",
+                self.unique.0
+            );
             self.send_ll_mut(&ll::ResponseErrno(ll::Errno::EIO));
         }
     }
@@ -122,7 +130,9 @@ pub struct ReplyEmpty {
 
 impl Reply for ReplyEmpty {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyEmpty {
-        ReplyEmpty { reply: Reply::new(unique, sender) }
+        ReplyEmpty {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -153,7 +163,9 @@ pub struct ReplyData {
 
 impl Reply for ReplyData {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyData {
-        ReplyData { reply: Reply::new(unique, sender) }
+        ReplyData {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -184,7 +196,9 @@ pub struct ReplyEntry {
 
 impl Reply for ReplyEntry {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyEntry {
-        ReplyEntry { reply: Reply::new(unique, sender) }
+        ReplyEntry {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -234,14 +248,17 @@ pub struct ReplyAttr {
 
 impl Reply for ReplyAttr {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyAttr {
-        ReplyAttr { reply: Reply::new(unique, sender) }
+        ReplyAttr {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
 impl ReplyAttr {
     /// Reply to a request with the given attribute
     pub fn attr(self, ttl: &Duration, attr: &FileAttr) {
-        self.reply.send_ll(&ll::ResponseStruct::new_attr(ttl, &attr.into()));
+        self.reply
+            .send_ll(&ll::ResponseStruct::new_attr(ttl, &attr.into()));
     }
 
     /// Reply to a request with the given error code
@@ -255,6 +272,9 @@ impl ReplyAttr {
     }
 }
 
+
+
+
 ///
 /// Statx Reply
 ///
@@ -265,14 +285,17 @@ pub struct ReplyStatx {
 
 impl Reply for ReplyStatx {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyStatx {
-        ReplyStatx { reply: Reply::new(unique, sender) }
+        ReplyStatx {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
 impl ReplyStatx {
     /// Reply to a request with the given attributes and time of creation
     pub fn statx(self, ttl: &Duration, attr: &FileAttr, btime: Option<Timestamp>) {
-        self.reply.send_ll(&ll::ResponseStruct::new_statx(ttl, attr, btime));
+        self.reply
+            .send_ll(&ll::ResponseStruct::new_statx(ttl, attr, btime));
     }
 
     /// Reply to a request with the given error code
@@ -303,7 +326,9 @@ pub struct ReplyOpen {
 
 impl Reply for ReplyOpen {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyOpen {
-        ReplyOpen { reply: Reply::new(unique, sender) }
+        ReplyOpen {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -313,7 +338,8 @@ impl ReplyOpen {
     /// With a backing file, the kernel reads and writes that one without asking
     pub fn opened(self, fh: ll::FileHandle, flags: FopenFlags, backing: Option<&BackingId>) -> bool {
         let (flags, id) = with_backing(flags, backing);
-        self.reply.send_ll(&ll::ResponseStruct::new_open(fh, flags, id))
+        self.reply
+            .send_ll(&ll::ResponseStruct::new_open(fh, flags, id))
     }
 
     /// Reply to a request with the given error code
@@ -337,7 +363,9 @@ pub struct ReplyWrite {
 
 impl Reply for ReplyWrite {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyWrite {
-        ReplyWrite { reply: Reply::new(unique, sender) }
+        ReplyWrite {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -368,7 +396,9 @@ pub struct ReplyStatfs {
 
 impl Reply for ReplyStatfs {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyStatfs {
-        ReplyStatfs { reply: Reply::new(unique, sender) }
+        ReplyStatfs {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -412,7 +442,9 @@ pub struct ReplyCreate {
 
 impl Reply for ReplyCreate {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyCreate {
-        ReplyCreate { reply: Reply::new(unique, sender) }
+        ReplyCreate {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -452,6 +484,7 @@ impl ReplyCreate {
     pub fn abandon(self) {
         self.reply.abandon();
     }
+
 }
 
 ///
@@ -464,14 +497,20 @@ pub struct ReplyLock {
 
 impl Reply for ReplyLock {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyLock {
-        ReplyLock { reply: Reply::new(unique, sender) }
+        ReplyLock {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
 impl ReplyLock {
     /// Reply to a request with a file lock
     pub fn locked(self, start: u64, end: u64, typ: i32, pid: u32) {
-        self.reply.send_ll(&ll::ResponseStruct::new_lock(&ll::Lock { range: (start, end), typ, pid }));
+        self.reply.send_ll(&ll::ResponseStruct::new_lock(&ll::Lock {
+            range: (start, end),
+            typ,
+            pid,
+        }));
     }
 
     /// Reply to a request with the given error code
@@ -495,7 +534,9 @@ pub struct ReplyBmap {
 
 impl Reply for ReplyBmap {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyBmap {
-        ReplyBmap { reply: Reply::new(unique, sender) }
+        ReplyBmap {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -526,14 +567,17 @@ pub struct ReplyIoctl {
 
 impl Reply for ReplyIoctl {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyIoctl {
-        ReplyIoctl { reply: Reply::new(unique, sender) }
+        ReplyIoctl {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
 impl ReplyIoctl {
     /// Reply to a request with an ioctl
     pub fn ioctl(self, result: i32, data: &[u8]) {
-        self.reply.send_ll(&ll::ResponseIoctl::new_ioctl(result, &[IoSlice::new(data)]));
+        self.reply
+            .send_ll(&ll::ResponseIoctl::new_ioctl(result, &[IoSlice::new(data)]));
     }
 
     /// Reply to a request with the given error code
@@ -557,7 +601,9 @@ pub struct ReplyPoll {
 
 impl Reply for ReplyPoll {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyPoll {
-        ReplyPoll { reply: Reply::new(unique, sender) }
+        ReplyPoll {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
@@ -590,7 +636,10 @@ pub struct ReplyDirectory {
 impl ReplyDirectory {
     /// Creates a new `ReplyDirectory` with a specified buffer size.
     pub(crate) fn new(unique: ll::RequestId, sender: ReplySender, size: usize) -> ReplyDirectory {
-        ReplyDirectory { reply: Reply::new(unique, sender), data: DirEntList::new(size) }
+        ReplyDirectory {
+            reply: Reply::new(unique, sender),
+            data: DirEntList::new(size),
+        }
     }
 
     /// Bytes that the kernel has room for.
@@ -602,9 +651,16 @@ impl ReplyDirectory {
     /// A transparent offset value can be provided for each entry. The kernel uses these
     /// value to request the next entries in further readdir calls
     #[must_use]
-    pub fn add<T: AsRef<OsStr>>(&mut self, ino: INodeNo, offset: u64, typ: u32, name: T) -> bool {
+    pub fn add<T: AsRef<OsStr>>(
+        &mut self,
+        ino: INodeNo,
+        offset: u64,
+        typ: u32,
+        name: T,
+    ) -> bool {
         let name = name.as_ref();
-        self.data.push(&DirEntry::new(ino, DirEntOffset(offset), typ, name))
+        self.data
+            .push(&DirEntry::new(ino, DirEntOffset(offset), typ, name))
     }
 
     /// Reply to a request with the filled directory buffer
@@ -635,8 +691,15 @@ pub struct ReplyDirectoryPlus {
 
 impl ReplyDirectoryPlus {
     /// Creates a new `ReplyDirectory` with a specified buffer size.
-    pub(crate) fn new(unique: ll::RequestId, sender: ReplySender, size: usize) -> ReplyDirectoryPlus {
-        ReplyDirectoryPlus { reply: Reply::new(unique, sender), buf: DirEntPlusList::new(size) }
+    pub(crate) fn new(
+        unique: ll::RequestId,
+        sender: ReplySender,
+        size: usize,
+    ) -> ReplyDirectoryPlus {
+        ReplyDirectoryPlus {
+            reply: Reply::new(unique, sender),
+            buf: DirEntPlusList::new(size),
+        }
     }
 
     /// Bytes that the kernel has room for.
@@ -696,14 +759,17 @@ pub struct ReplyXattr {
 
 impl Reply for ReplyXattr {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyXattr {
-        ReplyXattr { reply: Reply::new(unique, sender) }
+        ReplyXattr {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 
 impl ReplyXattr {
     /// Reply to a request with the size of an extended attribute
     pub fn size(self, size: u32) {
-        self.reply.send_ll(&ll::ResponseStruct::new_xattr_size(size));
+        self.reply
+            .send_ll(&ll::ResponseStruct::new_xattr_size(size));
     }
 
     /// Reply to a request with the data of an extended attribute
@@ -732,7 +798,9 @@ pub struct ReplyLseek {
 
 impl Reply for ReplyLseek {
     fn new(unique: ll::RequestId, sender: ReplySender) -> ReplyLseek {
-        ReplyLseek { reply: Reply::new(unique, sender) }
+        ReplyLseek {
+            reply: Reply::new(unique, sender),
+        }
     }
 }
 

@@ -227,7 +227,12 @@ impl<'a> RequestWithSender<'a> {
                 );
             }
             ll::Operation::Open(x) => {
-                filesystem.open(self.request_header(), self.request.nodeid(), x.flags(), self.reply());
+                filesystem.open(
+                    self.request_header(),
+                    self.request.nodeid(),
+                    x.flags(),
+                    self.reply(),
+                );
             }
             ll::Operation::Read(x) => {
                 filesystem.read(
@@ -285,7 +290,12 @@ impl<'a> RequestWithSender<'a> {
                 );
             }
             ll::Operation::OpenDir(x) => {
-                filesystem.opendir(self.request_header(), self.request.nodeid(), x.flags(), self.reply());
+                filesystem.opendir(
+                    self.request_header(),
+                    self.request.nodeid(),
+                    x.flags(),
+                    self.reply(),
+                );
             }
             ll::Operation::ReadDir(x) => {
                 filesystem.readdir(
@@ -342,13 +352,28 @@ impl<'a> RequestWithSender<'a> {
                 );
             }
             ll::Operation::ListXAttr(x) => {
-                filesystem.listxattr(self.request_header(), self.request.nodeid(), x.size(), self.reply());
+                filesystem.listxattr(
+                    self.request_header(),
+                    self.request.nodeid(),
+                    x.size(),
+                    self.reply(),
+                );
             }
             ll::Operation::RemoveXAttr(x) => {
-                filesystem.removexattr(self.request_header(), self.request.nodeid(), x.name(), self.reply());
+                filesystem.removexattr(
+                    self.request_header(),
+                    self.request.nodeid(),
+                    x.name(),
+                    self.reply(),
+                );
             }
             ll::Operation::Access(x) => {
-                filesystem.access(self.request_header(), self.request.nodeid(), x.mask(), self.reply());
+                filesystem.access(
+                    self.request_header(),
+                    self.request.nodeid(),
+                    x.mask(),
+                    self.reply(),
+                );
             }
             ll::Operation::Create(x) => {
                 filesystem.create(
@@ -432,7 +457,10 @@ impl<'a> RequestWithSender<'a> {
                 // Has no reply, and we never ask for one (FUSE_NOTIFY_RETRIEVE).
             }
             ll::Operation::BatchForget(x) => {
-                filesystem.batch_forget(self.request_header(), ForgetOne::slice_from_inner(x.nodes())); // no reply
+                filesystem.batch_forget(
+                    self.request_header(),
+                    ForgetOne::slice_from_inner(x.nodes()),
+                ); // no reply
             }
             ll::Operation::FAllocate(x) => {
                 filesystem.fallocate(
@@ -494,6 +522,7 @@ impl<'a> RequestWithSender<'a> {
                     self.reply(),
                 );
             }
+
         }
         Ok(None)
     }

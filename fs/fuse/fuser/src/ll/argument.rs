@@ -49,7 +49,10 @@ impl<'a> ArgumentIterator<'a> {
     }
 
     /// Fetch a slice of typed of arguments. Returns `None` if there's not enough data left.
-    pub(crate) fn fetch_slice<T: FromBytes + Immutable>(&mut self, count: usize) -> Option<&'a [T]> {
+    pub(crate) fn fetch_slice<T: FromBytes + Immutable>(
+        &mut self,
+        count: usize,
+    ) -> Option<&'a [T]> {
         match zerocopy::Ref::<_, [T]>::from_prefix_with_elems(self.data, count) {
             // The buffer is aligned, and so is each argument behind another; what is not comes from
             // a kernel that breaks the protocol, and is refused like a short request.

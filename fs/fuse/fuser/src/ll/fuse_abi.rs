@@ -58,7 +58,7 @@ pub(crate) struct fuse_attr {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) rdev: u32,
-    // see chflags(2)
+ // see chflags(2)
     pub(crate) blksize: u32,
     pub(crate) padding: u32,
 }
@@ -151,6 +151,8 @@ pub(crate) enum fuse_opcode {
     FUSE_SYNCFS = 50,
     FUSE_TMPFILE = 51,
     FUSE_STATX = 52,
+
+
 }
 
 #[repr(u32)]
@@ -213,6 +215,7 @@ pub(crate) struct fuse_attr_out {
     pub(crate) dummy: u32,
     pub(crate) attr: fuse_attr,
 }
+
 
 #[repr(C)]
 #[derive(Debug, FromBytes, KnownLayout, Immutable)]
@@ -298,6 +301,7 @@ pub(crate) struct fuse_rename2_in {
     pub(crate) padding: u32,
 }
 
+
 #[repr(C)]
 #[derive(Debug, FromBytes, KnownLayout, Immutable)]
 pub(crate) struct fuse_link_in {
@@ -329,7 +333,7 @@ pub(crate) struct fuse_setattr_in {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) unused5: u32,
-    // see chflags(2)
+ // see chflags(2)
 }
 
 impl fuse_setattr_in {

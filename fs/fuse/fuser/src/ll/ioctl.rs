@@ -16,4 +16,9 @@ nix::ioctl_write_ptr!(
     fuse_backing_map
 );
 
-nix::ioctl_write_ptr!(fuse_dev_ioc_backing_close, FUSE_DEV_IOC_MAGIC, FUSE_DEV_IOC_BACKING_CLOSE, u32);
+nix::ioctl_write_ptr!(
+    fuse_dev_ioc_backing_close,
+    FUSE_DEV_IOC_MAGIC,
+    FUSE_DEV_IOC_BACKING_CLOSE,
+    u32
+);

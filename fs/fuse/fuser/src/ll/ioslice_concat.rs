@@ -6,9 +6,9 @@ pub(crate) trait IosliceConcat {
     fn iter_slices(&self) -> impl Iterator<Item = IoSlice<'_>> + '_;
 
     fn sum_len(&self) -> usize {
-        self.iter_slices()
-            .map(|x| x.len())
-            .fold(0usize, |a, b| a.checked_add(b).expect("iovec size overflow"))
+        self.iter_slices().map(|x| x.len()).fold(0usize, |a, b| {
+            a.checked_add(b).expect("iovec size overflow")
+        })
     }
 
     fn with_ioslice<R>(&self, f: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {

@@ -231,9 +231,13 @@ impl Errno {
     #[doc = no_xattr_doc!()]
     pub const NO_XATTR: Errno = Self::ENODATA;
 
+
     /// Make errno from `i32`, defaulting to `EIO` if it is not positive.
     pub fn from_i32(err: i32) -> Errno {
-        NonZeroI32::new(err).filter(|err| err.get() > 0).map(Errno).unwrap_or(Errno::EIO)
+        NonZeroI32::new(err)
+            .filter(|err| err.get() > 0)
+            .map(Errno)
+            .unwrap_or(Errno::EIO)
     }
 
     /// Errno value.

@@ -159,7 +159,11 @@ pub(crate) struct Lock {
 }
 impl Lock {
     fn from_abi(x: &abi::fuse_file_lock) -> Lock {
-        Lock { range: (x.start, x.end), typ: x.typ, pid: x.pid }
+        Lock {
+            range: (x.start, x.end),
+            typ: x.typ,
+            pid: x.pid,
+        }
     }
 }
 
@@ -192,9 +196,11 @@ pub(crate) struct FilenameInDir<'a> {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RequestError::ShortReadHeader(len) => {
-                write!(f, "Short read of FUSE request header ({len} < {})", size_of::<fuse_in_header>())
-            }
+            RequestError::ShortReadHeader(len) => write!(
+                f,
+                "Short read of FUSE request header ({len} < {})",
+                size_of::<fuse_in_header>()
+            ),
             RequestError::UnknownOperation(opcode) => write!(f, "Unknown FUSE opcode ({opcode})"),
             RequestError::ShortRead(len, total) => {
                 write!(f, "Short read of FUSE request ({len} < {total})")
@@ -353,23 +359,42 @@ mod op {
             FattrFlags::from_bits_retain(self.arg.valid)
         }
         pub(crate) fn mode(&self) -> Option<u32> {
-            if self.valid().contains(FattrFlags::FATTR_MODE) { Some(self.arg.mode) } else { None }
+            if self.valid().contains(FattrFlags::FATTR_MODE) {
+                Some(self.arg.mode)
+            } else {
+                None
+            }
         }
         pub(crate) fn uid(&self) -> Option<u32> {
-            if self.valid().contains(FattrFlags::FATTR_UID) { Some(self.arg.uid) } else { None }
+            if self.valid().contains(FattrFlags::FATTR_UID) {
+                Some(self.arg.uid)
+            } else {
+                None
+            }
         }
         pub(crate) fn gid(&self) -> Option<u32> {
-            if self.valid().contains(FattrFlags::FATTR_GID) { Some(self.arg.gid) } else { None }
+            if self.valid().contains(FattrFlags::FATTR_GID) {
+                Some(self.arg.gid)
+            } else {
+                None
+            }
         }
         pub(crate) fn size(&self) -> Option<u64> {
-            if self.valid().contains(FattrFlags::FATTR_SIZE) { Some(self.arg.size) } else { None }
+            if self.valid().contains(FattrFlags::FATTR_SIZE) {
+                Some(self.arg.size)
+            } else {
+                None
+            }
         }
         pub(crate) fn atime(&self) -> Option<TimeOrNow> {
             if self.valid().contains(FattrFlags::FATTR_ATIME) {
                 Some(if self.arg.atime_now() {
                     TimeOrNow::Now
                 } else {
-                    TimeOrNow::SpecificTime(Timestamp { secs: self.arg.atime, nanos: self.arg.atimensec })
+                    TimeOrNow::SpecificTime(Timestamp {
+                        secs: self.arg.atime,
+                        nanos: self.arg.atimensec,
+                    })
                 })
             } else {
                 None
@@ -380,7 +405,10 @@ mod op {
                 Some(if self.arg.mtime_now() {
                     TimeOrNow::Now
                 } else {
-                    TimeOrNow::SpecificTime(Timestamp { secs: self.arg.mtime, nanos: self.arg.mtimensec })
+                    TimeOrNow::SpecificTime(Timestamp {
+                        secs: self.arg.mtime,
+                        nanos: self.arg.mtimensec,
+                    })
                 })
             } else {
                 None
@@ -398,7 +426,11 @@ mod op {
         /// This will only be set if the user passed a file-descriptor to set the
         /// attributes - i.e. they used [`libc::fchmod`] rather than [`libc::chmod`].
         pub(crate) fn file_handle(&self) -> Option<FileHandle> {
-            if self.valid().contains(FattrFlags::FATTR_FH) { Some(FileHandle(self.arg.fh)) } else { None }
+            if self.valid().contains(FattrFlags::FATTR_FH) {
+                Some(FileHandle(self.arg.fh))
+            } else {
+                None
+            }
         }
         pub(crate) fn kill_suidgid(&self) -> bool {
             self.valid().contains(FattrFlags::FATTR_KILL_SUIDGID)
@@ -529,10 +561,16 @@ mod op {
     }
     impl<'a> Rename<'a> {
         pub(crate) fn src(&self) -> FilenameInDir<'a> {
-            FilenameInDir::<'a> { dir: INodeNo(self.header.nodeid), name: self.name }
+            FilenameInDir::<'a> {
+                dir: INodeNo(self.header.nodeid),
+                name: self.name,
+            }
         }
         pub(crate) fn dest(&self) -> FilenameInDir<'a> {
-            FilenameInDir::<'a> { dir: INodeNo(self.arg.newdir), name: self.newname }
+            FilenameInDir::<'a> {
+                dir: INodeNo(self.arg.newdir),
+                name: self.newname,
+            }
         }
     }
 
@@ -550,7 +588,10 @@ mod op {
             INodeNo(self.arg.oldnodeid)
         }
         pub(crate) fn dest(&self) -> FilenameInDir<'a> {
-            FilenameInDir::<'a> { dir: INodeNo(self.header.nodeid), name: self.name }
+            FilenameInDir::<'a> {
+                dir: INodeNo(self.header.nodeid),
+                name: self.name,
+            }
         }
     }
 
@@ -651,7 +692,10 @@ mod op {
         }
         /// `lock_owner`: only supported with ABI >= 7.9
         pub(crate) fn lock_owner(&self) -> Option<LockOwner> {
-            if self.write_flags().contains(WriteFlags::FUSE_WRITE_LOCKOWNER) {
+            if self
+                .write_flags()
+                .contains(WriteFlags::FUSE_WRITE_LOCKOWNER)
+            {
                 Some(LockOwner(self.arg.lock_owner))
             } else {
                 None
@@ -689,7 +733,8 @@ mod op {
             ReleaseFlags::from_bits_retain(self.arg.release_flags)
         }
         pub(crate) fn flush(&self) -> bool {
-            self.release_flags().contains(ReleaseFlags::FUSE_RELEASE_FLUSH)
+            self.release_flags()
+                .contains(ReleaseFlags::FUSE_RELEASE_FLUSH)
         }
         /// The value set by the [`Open`] method.
         pub(crate) fn file_handle(&self) -> FileHandle {
@@ -704,7 +749,8 @@ mod op {
         }
         /// The last flock(2) of this owner goes with it.
         pub(crate) fn flock_release(&self) -> bool {
-            self.release_flags().contains(ReleaseFlags::FUSE_RELEASE_FLOCK_UNLOCK)
+            self.release_flags()
+                .contains(ReleaseFlags::FUSE_RELEASE_FLOCK_UNLOCK)
         }
     }
 
@@ -722,7 +768,8 @@ mod op {
         }
         /// If set only the user data should be flushed, not the meta data.
         pub(crate) fn fdatasync(&self) -> bool {
-            FsyncFlags::from_bits_retain(self.arg.fsync_flags).contains(FsyncFlags::FUSE_FSYNC_FDATASYNC)
+            FsyncFlags::from_bits_retain(self.arg.fsync_flags)
+                .contains(FsyncFlags::FUSE_FSYNC_FDATASYNC)
         }
     }
 
@@ -1012,10 +1059,14 @@ mod op {
             ReleaseFlags::from_bits_retain(self.arg.release_flags)
         }
         pub(crate) fn flush(&self) -> bool {
-            self.release_flags().contains(ReleaseFlags::FUSE_RELEASE_FLUSH)
+            self.release_flags()
+                .contains(ReleaseFlags::FUSE_RELEASE_FLUSH)
         }
         pub(crate) fn lock_owner(&self) -> Option<LockOwner> {
-            if self.release_flags().contains(ReleaseFlags::FUSE_RELEASE_FLOCK_UNLOCK) {
+            if self
+                .release_flags()
+                .contains(ReleaseFlags::FUSE_RELEASE_FLOCK_UNLOCK)
+            {
                 Some(LockOwner(self.arg.lock_owner))
             } else {
                 None
@@ -1040,7 +1091,8 @@ mod op {
         }
         /// If set, then only the directory contents should be flushed, not the meta data.
         pub(crate) fn fdatasync(&self) -> bool {
-            FsyncFlags::from_bits_retain(self.arg.fsync_flags).contains(FsyncFlags::FUSE_FSYNC_FDATASYNC)
+            FsyncFlags::from_bits_retain(self.arg.fsync_flags)
+                .contains(FsyncFlags::FUSE_FSYNC_FDATASYNC)
         }
     }
 
@@ -1378,10 +1430,16 @@ mod op {
     }
     impl<'a> Rename2<'a> {
         pub(crate) fn from(&self) -> FilenameInDir<'a> {
-            FilenameInDir::<'a> { dir: self.old_parent, name: self.name }
+            FilenameInDir::<'a> {
+                dir: self.old_parent,
+                name: self.name,
+            }
         }
         pub(crate) fn to(&self) -> FilenameInDir<'a> {
-            FilenameInDir::<'a> { dir: INodeNo(self.arg.newdir), name: self.newname }
+            FilenameInDir::<'a> {
+                dir: INodeNo(self.arg.newdir),
+                name: self.newname,
+            }
         }
         /// Flags as passed to renameat2.  As of Linux 3.18 this is
         /// [`libc::RENAME_EXCHANGE`], [`libc::RENAME_NOREPLACE`] and
@@ -1458,9 +1516,8 @@ mod op {
         }
     }
 
-    // API TODO: Consider `rename2(RENAME_EXCHANGE)`
-    /// TODO: Document
 
+    // API TODO: Consider `rename2(RENAME_EXCHANGE)`
     pub(crate) fn parse<'a>(
         header: &'a fuse_in_header,
         opcode: &fuse_opcode,
@@ -1469,47 +1526,86 @@ mod op {
     ) -> Option<Operation<'a>> {
         let mut data = ArgumentIterator::new(data);
         Some(match opcode {
-            fuse_opcode::FUSE_LOOKUP => Operation::Lookup(Lookup { header, name: data.fetch_str()? }),
-            fuse_opcode::FUSE_FORGET => Operation::Forget(Forget { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_GETATTR => Operation::GetAttr(GetAttr { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_SETATTR => Operation::SetAttr(SetAttr { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_LOOKUP => Operation::Lookup(Lookup {
+                header,
+                name: data.fetch_str()?,
+            }),
+            fuse_opcode::FUSE_FORGET => Operation::Forget(Forget {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_GETATTR => Operation::GetAttr(GetAttr {
+                header,
+
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_SETATTR => Operation::SetAttr(SetAttr {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_READLINK => Operation::ReadLink(ReadLink { header }),
             fuse_opcode::FUSE_SYMLINK => Operation::SymLink(SymLink {
                 header,
                 link_name: data.fetch_str()?.as_ref(),
                 target: data.fetch_str()?.as_ref(),
             }),
-            fuse_opcode::FUSE_MKNOD => {
-                Operation::MkNod(MkNod { header, arg: data.fetch()?, name: data.fetch_str()?.as_ref() })
-            }
-            fuse_opcode::FUSE_MKDIR => {
-                Operation::MkDir(MkDir { header, arg: data.fetch()?, name: data.fetch_str()?.as_ref() })
-            }
-            fuse_opcode::FUSE_UNLINK => {
-                Operation::Unlink(Unlink { header, name: data.fetch_str()?.as_ref() })
-            }
-            fuse_opcode::FUSE_RMDIR => Operation::RmDir(RmDir { header, name: data.fetch_str()?.as_ref() }),
+            fuse_opcode::FUSE_MKNOD => Operation::MkNod(MkNod {
+                header,
+                arg: data.fetch()?,
+                name: data.fetch_str()?.as_ref(),
+            }),
+            fuse_opcode::FUSE_MKDIR => Operation::MkDir(MkDir {
+                header,
+                arg: data.fetch()?,
+                name: data.fetch_str()?.as_ref(),
+            }),
+            fuse_opcode::FUSE_UNLINK => Operation::Unlink(Unlink {
+                header,
+                name: data.fetch_str()?.as_ref(),
+            }),
+            fuse_opcode::FUSE_RMDIR => Operation::RmDir(RmDir {
+                header,
+                name: data.fetch_str()?.as_ref(),
+            }),
             fuse_opcode::FUSE_RENAME => Operation::Rename(Rename {
                 header,
                 arg: data.fetch()?,
                 name: data.fetch_str()?.as_ref(),
                 newname: data.fetch_str()?.as_ref(),
             }),
-            fuse_opcode::FUSE_LINK => {
-                Operation::Link(Link { header, arg: data.fetch()?, name: data.fetch_str()?.as_ref() })
-            }
-            fuse_opcode::FUSE_OPEN => Operation::Open(Open { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_READ => Operation::Read(Read { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_LINK => Operation::Link(Link {
+                header,
+                arg: data.fetch()?,
+                name: data.fetch_str()?.as_ref(),
+            }),
+            fuse_opcode::FUSE_OPEN => Operation::Open(Open {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_READ => Operation::Read(Read {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_WRITE => Operation::Write({
-                let out = Write { header, arg: data.fetch()?, data: data.fetch_all() };
+                let out = Write {
+                    header,
+                    arg: data.fetch()?,
+                    data: data.fetch_all(),
+                };
                 if out.data().len() != out.arg.size as usize {
                     return None;
                 }
                 out
             }),
             fuse_opcode::FUSE_STATFS => Operation::StatFs(StatFs { header }),
-            fuse_opcode::FUSE_RELEASE => Operation::Release(Release { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_FSYNC => Operation::FSync(FSync { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_RELEASE => Operation::Release(Release {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_FSYNC => Operation::FSync(FSync {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_SETXATTR => Operation::SetXAttr({
                 let out = SetXAttr {
                     header,
@@ -1523,14 +1619,23 @@ mod op {
                 }
                 out
             }),
-            fuse_opcode::FUSE_GETXATTR => {
-                Operation::GetXAttr(GetXAttr { header, arg: data.fetch()?, name: data.fetch_str()? })
-            }
-            fuse_opcode::FUSE_LISTXATTR => Operation::ListXAttr(ListXAttr { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_REMOVEXATTR => {
-                Operation::RemoveXAttr(RemoveXAttr { header, name: data.fetch_str()? })
-            }
-            fuse_opcode::FUSE_FLUSH => Operation::Flush(Flush { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_GETXATTR => Operation::GetXAttr(GetXAttr {
+                header,
+                arg: data.fetch()?,
+                name: data.fetch_str()?,
+            }),
+            fuse_opcode::FUSE_LISTXATTR => Operation::ListXAttr(ListXAttr {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_REMOVEXATTR => Operation::RemoveXAttr(RemoveXAttr {
+                header,
+                name: data.fetch_str()?,
+            }),
+            fuse_opcode::FUSE_FLUSH => Operation::Flush(Flush {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_INIT => Operation::Init(Init {
                 header,
                 arg: {
@@ -1548,28 +1653,66 @@ mod op {
                     Box::new(arg)
                 },
             }),
-            fuse_opcode::FUSE_OPENDIR => Operation::OpenDir(OpenDir { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_READDIR => Operation::ReadDir(ReadDir { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_RELEASEDIR => Operation::ReleaseDir(ReleaseDir { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_FSYNCDIR => Operation::FSyncDir(FSyncDir { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_GETLK => Operation::GetLk(GetLk { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_SETLK => Operation::SetLk(SetLk { header, arg: data.fetch()?, wait: false }),
-            fuse_opcode::FUSE_SETLKW => Operation::SetLk(SetLk { header, arg: data.fetch()?, wait: true }),
-            fuse_opcode::FUSE_ACCESS => Operation::Access(Access { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_CREATE => {
-                Operation::Create(Create { header, arg: data.fetch()?, name: data.fetch_str()?.as_ref() })
-            }
-            fuse_opcode::FUSE_INTERRUPT => Operation::Interrupt(Interrupt { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_BMAP => Operation::BMap(BMap { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_OPENDIR => Operation::OpenDir(OpenDir {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_READDIR => Operation::ReadDir(ReadDir {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_RELEASEDIR => Operation::ReleaseDir(ReleaseDir {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_FSYNCDIR => Operation::FSyncDir(FSyncDir {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_GETLK => Operation::GetLk(GetLk {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_SETLK => Operation::SetLk(SetLk {
+                header,
+                arg: data.fetch()?,
+                wait: false,
+            }),
+            fuse_opcode::FUSE_SETLKW => Operation::SetLk(SetLk {
+                header,
+                arg: data.fetch()?,
+                wait: true,
+            }),
+            fuse_opcode::FUSE_ACCESS => Operation::Access(Access {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_CREATE => Operation::Create(Create {
+                header,
+                arg: data.fetch()?,
+                name: data.fetch_str()?.as_ref(),
+            }),
+            fuse_opcode::FUSE_INTERRUPT => Operation::Interrupt(Interrupt {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_BMAP => Operation::BMap(BMap {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_DESTROY => Operation::Destroy(Destroy { header }),
             fuse_opcode::FUSE_IOCTL => Operation::IoCtl({
                 let arg: &fuse_ioctl_in = data.fetch()?;
                 IoCtl { header, arg, data: data.fetch_all().get(..arg.in_size as usize)? }
             }),
-            fuse_opcode::FUSE_POLL => Operation::Poll(Poll { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_NOTIFY_REPLY => {
-                Operation::NotifyReply(NotifyReply { header, arg: data.fetch_all() })
-            }
+            fuse_opcode::FUSE_POLL => Operation::Poll(Poll {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_NOTIFY_REPLY => Operation::NotifyReply(NotifyReply {
+                header,
+                arg: data.fetch_all(),
+            }),
             fuse_opcode::FUSE_BATCH_FORGET => {
                 let arg = data.fetch()?;
                 Operation::BatchForget(BatchForget {
@@ -1578,10 +1721,14 @@ mod op {
                     nodes: data.fetch_slice(arg.count as usize)?,
                 })
             }
-            fuse_opcode::FUSE_FALLOCATE => Operation::FAllocate(FAllocate { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_READDIRPLUS => {
-                Operation::ReadDirPlus(ReadDirPlus { header, arg: data.fetch()? })
-            }
+            fuse_opcode::FUSE_FALLOCATE => Operation::FAllocate(FAllocate {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_READDIRPLUS => Operation::ReadDirPlus(ReadDirPlus {
+                header,
+                arg: data.fetch()?,
+            }),
             fuse_opcode::FUSE_RENAME2 => Operation::Rename2(Rename2 {
                 header,
                 arg: data.fetch()?,
@@ -1589,10 +1736,15 @@ mod op {
                 newname: data.fetch_str()?.as_ref(),
                 old_parent: INodeNo(header.nodeid),
             }),
-            fuse_opcode::FUSE_LSEEK => Operation::Lseek(Lseek { header, arg: data.fetch()? }),
-            fuse_opcode::FUSE_COPY_FILE_RANGE => {
-                Operation::CopyFileRange(CopyFileRange { header, arg: data.fetch()? })
-            }
+            fuse_opcode::FUSE_LSEEK => Operation::Lseek(Lseek {
+                header,
+                arg: data.fetch()?,
+            }),
+            fuse_opcode::FUSE_COPY_FILE_RANGE => Operation::CopyFileRange(CopyFileRange {
+                header,
+                arg: data.fetch()?,
+            }),
+
 
             fuse_opcode::FUSE_SYNCFS => Operation::SyncFs(header),
             fuse_opcode::FUSE_TMPFILE => Operation::TmpFile(Create {
@@ -1601,7 +1753,11 @@ mod op {
                 // The kernel sends the made-up name of a dentry that nobody can look up.
                 name: data.fetch_str()?.as_ref(),
             }),
-            fuse_opcode::FUSE_STATX => Operation::Statx(Statx { header, arg: data.fetch()? }),
+            fuse_opcode::FUSE_STATX => Operation::Statx(Statx {
+                header,
+                arg: data.fetch()?,
+            }),
+
         })
     }
 }
@@ -1659,6 +1815,7 @@ pub(crate) enum Operation<'a> {
     SyncFs(#[expect(dead_code)] &'a fuse_in_header),
     TmpFile(Create<'a>),
     Statx(Statx<'a>),
+
 }
 
 impl fmt::Display for Operation<'_> {
@@ -1670,20 +1827,33 @@ impl fmt::Display for Operation<'_> {
             Operation::SetAttr(x) => x.fmt(f),
             Operation::ReadLink(_) => write!(f, "READLINK"),
             Operation::SymLink(x) => {
-                write!(f, "SYMLINK target {:?}, link_name {:?}", x.target(), x.link_name())
+                write!(
+                    f,
+                    "SYMLINK target {:?}, link_name {:?}",
+                    x.target(),
+                    x.link_name()
+                )
             }
-            Operation::MkNod(x) => {
-                write!(f, "MKNOD name {:?}, mode {:#05o}, rdev {}", x.name(), x.mode(), x.rdev())
-            }
+            Operation::MkNod(x) => write!(
+                f,
+                "MKNOD name {:?}, mode {:#05o}, rdev {}",
+                x.name(),
+                x.mode(),
+                x.rdev()
+            ),
             Operation::MkDir(x) => write!(f, "MKDIR name {:?}, mode {:#05o}", x.name(), x.mode()),
             Operation::Unlink(x) => write!(f, "UNLINK name {:?}", x.name()),
             Operation::RmDir(x) => write!(f, "RMDIR name {:?}", x.name),
             Operation::Rename(x) => write!(f, "RENAME src {:?}, dest {:?}", x.src(), x.dest()),
             Operation::Link(x) => write!(f, "LINK ino {:?}, dest {:?}", x.inode_no(), x.dest()),
             Operation::Open(x) => write!(f, "OPEN flags {:#x}", x.flags()),
-            Operation::Read(x) => {
-                write!(f, "READ fh {:?}, offset {:?}, size {}", x.file_handle(), x.offset(), x.size())
-            }
+            Operation::Read(x) => write!(
+                f,
+                "READ fh {:?}, offset {:?}, size {}",
+                x.file_handle(),
+                x.offset(),
+                x.size()
+            ),
             Operation::Write(x) => write!(
                 f,
                 "WRITE fh {:?}, offset {:?}, size {}, write flags {:#x}",
@@ -1701,20 +1871,30 @@ impl fmt::Display for Operation<'_> {
                 x.flush(),
                 x.lock_owner()
             ),
-            Operation::FSync(x) => {
-                write!(f, "FSYNC fh {:?}, fsync fdatasync {}", x.file_handle(), x.fdatasync())
-            }
-            Operation::SetXAttr(x) => {
-                write!(f, "SETXATTR name {:?}, size {}, flags {:#x}", x.name(), x.value().len(), x.flags())
-            }
+            Operation::FSync(x) => write!(
+                f,
+                "FSYNC fh {:?}, fsync fdatasync {}",
+                x.file_handle(),
+                x.fdatasync()
+            ),
+            Operation::SetXAttr(x) => write!(
+                f,
+                "SETXATTR name {:?}, size {}, flags {:#x}",
+                x.name(),
+                x.value().len(),
+                x.flags()
+            ),
             Operation::GetXAttr(x) => {
                 write!(f, "GETXATTR name {:?}, size {:?}", x.name(), x.size())
             }
             Operation::ListXAttr(x) => write!(f, "LISTXATTR size {}", x.size()),
             Operation::RemoveXAttr(x) => write!(f, "REMOVEXATTR name {:?}", x.name()),
-            Operation::Flush(x) => {
-                write!(f, "FLUSH fh {:?}, lock owner {:?}", x.file_handle(), x.lock_owner())
-            }
+            Operation::Flush(x) => write!(
+                f,
+                "FLUSH fh {:?}, lock owner {:?}",
+                x.file_handle(),
+                x.lock_owner()
+            ),
             Operation::Init(x) => write!(
                 f,
                 "INIT kernel ABI {}, capabilities {:#x}, max readahead {}",
@@ -1723,9 +1903,13 @@ impl fmt::Display for Operation<'_> {
                 x.max_readahead()
             ),
             Operation::OpenDir(x) => write!(f, "OPENDIR flags {:#x}", x.flags()),
-            Operation::ReadDir(x) => {
-                write!(f, "READDIR fh {:?}, offset {}, size {}", x.file_handle(), x.offset(), x.size())
-            }
+            Operation::ReadDir(x) => write!(
+                f,
+                "READDIR fh {:?}, offset {}, size {}",
+                x.file_handle(),
+                x.offset(),
+                x.size()
+            ),
             Operation::ReleaseDir(x) => write!(
                 f,
                 "RELEASEDIR fh {:?}, flags {:#x}, flush {}, lock owner {:?}",
@@ -1734,12 +1918,18 @@ impl fmt::Display for Operation<'_> {
                 x.flush(),
                 x.lock_owner()
             ),
-            Operation::FSyncDir(x) => {
-                write!(f, "FSYNCDIR fh {:?}, fsync fdatasync: {}", x.file_handle(), x.fdatasync())
-            }
-            Operation::GetLk(x) => {
-                write!(f, "GETLK fh {:?}, lock owner {:?}", x.file_handle(), x.lock_owner())
-            }
+            Operation::FSyncDir(x) => write!(
+                f,
+                "FSYNCDIR fh {:?}, fsync fdatasync: {}",
+                x.file_handle(),
+                x.fdatasync()
+            ),
+            Operation::GetLk(x) => write!(
+                f,
+                "GETLK fh {:?}, lock owner {:?}",
+                x.file_handle(),
+                x.lock_owner()
+            ),
             Operation::SetLk(x) => write!(
                 f,
                 "{} fh {:?}, lock owner {:?}",
@@ -1748,9 +1938,13 @@ impl fmt::Display for Operation<'_> {
                 x.lock_owner()
             ),
             Operation::Access(x) => write!(f, "ACCESS mask {:#05o}", x.mask()),
-            Operation::Create(x) => {
-                write!(f, "CREATE name {:?}, mode {:#05o}, flags {:#x}", x.name(), x.mode(), x.flags())
-            }
+            Operation::Create(x) => write!(
+                f,
+                "CREATE name {:?}, mode {:#05o}, flags {:#x}",
+                x.name(),
+                x.mode(),
+                x.flags()
+            ),
             Operation::Interrupt(x) => write!(f, "INTERRUPT unique {:?}", x.unique()),
             Operation::BMap(x) => write!(f, "BMAP blocksize {}, ids {}", x.block_size(), x.block()),
             Operation::Destroy(_) => write!(f, "DESTROY"),
@@ -1766,16 +1960,29 @@ impl fmt::Display for Operation<'_> {
             Operation::NotifyReply(_) => write!(f, "NOTIFYREPLY"),
             Operation::BatchForget(x) => write!(f, "BATCHFORGET nodes {:?}", x.nodes()),
             Operation::FAllocate(_) => write!(f, "FALLOCATE"),
-            Operation::ReadDirPlus(x) => {
-                write!(f, "READDIRPLUS fh {:?}, offset {}, size {}", x.file_handle(), x.offset(), x.size())
-            }
+            Operation::ReadDirPlus(x) => write!(
+                f,
+                "READDIRPLUS fh {:?}, offset {}, size {}",
+                x.file_handle(),
+                x.offset(),
+                x.size()
+            ),
             Operation::Rename2(x) => write!(f, "RENAME2 from {:?}, to {:?}", x.from(), x.to()),
-            Operation::Lseek(x) => {
-                write!(f, "LSEEK fh {:?}, offset {}, whence {}", x.file_handle(), x.offset(), x.whence())
-            }
-            Operation::CopyFileRange(x) => {
-                write!(f, "COPY_FILE_RANGE src {:?}, dest {:?}, len {}", x.src(), x.dest(), x.len())
-            }
+            Operation::Lseek(x) => write!(
+                f,
+                "LSEEK fh {:?}, offset {}, whence {}",
+                x.file_handle(),
+                x.offset(),
+                x.whence()
+            ),
+            Operation::CopyFileRange(x) => write!(
+                f,
+                "COPY_FILE_RANGE src {:?}, dest {:?}, len {}",
+                x.src(),
+                x.dest(),
+                x.len()
+            ),
+
 
             Operation::SyncFs(_) => write!(f, "SYNCFS"),
             Operation::TmpFile(x) => write!(f, "TMPFILE mode {:#05o}, flags {:#x}", x.mode(), x.flags()),
@@ -1809,8 +2016,9 @@ impl<'a> AnyRequest<'a> {
     /// `setxattr_ext`: whether FUSE_SETXATTR_EXT was agreed on.
     pub(crate) fn operation(&self, setxattr_ext: bool) -> Result<Operation<'a>, RequestError> {
         // Parse/check opcode
-        let opcode = fuse_opcode::try_from(self.header.opcode)
-            .map_err(|e: num_enum::TryFromPrimitiveError<_>| RequestError::UnknownOperation(e.number))?;
+        let opcode = fuse_opcode::try_from(self.header.opcode).map_err(
+            |e: num_enum::TryFromPrimitiveError<_>| RequestError::UnknownOperation(e.number),
+        )?;
         // Parse/check operation arguments
         op::parse(self.header, &opcode, self.data, setxattr_ext).ok_or(RequestError::InsufficientData)
     }
@@ -1823,9 +2031,17 @@ impl<'a> AnyRequest<'a> {
 impl fmt::Display for AnyRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Ok(op) = self.operation(false) {
-            write!(f, "FUSE({:3}) ino {:#018x} {}", self.header.unique, self.header.nodeid, op)
+            write!(
+                f,
+                "FUSE({:3}) ino {:#018x} {}",
+                self.header.unique, self.header.nodeid, op
+            )
         } else {
-            write!(f, "FUSE({:3}) ino {:#018x}", self.header.unique, self.header.nodeid)
+            write!(
+                f,
+                "FUSE({:3}) ino {:#018x}",
+                self.header.unique, self.header.nodeid
+            )
         }
     }
 }
@@ -1839,8 +2055,9 @@ impl<'a> TryFrom<&'a [u8]> for AnyRequest<'a> {
         let data_len = data.len();
         let mut arg_iter = ArgumentIterator::new(data);
         // Parse header
-        let header: &fuse_in_header =
-            arg_iter.fetch().ok_or_else(|| RequestError::ShortReadHeader(arg_iter.len()))?;
+        let header: &fuse_in_header = arg_iter
+            .fetch()
+            .ok_or_else(|| RequestError::ShortReadHeader(arg_iter.len()))?;
         // Check data size
         if data_len < header.len as usize {
             return Err(RequestError::ShortRead(data_len, header.len as usize));
@@ -1873,9 +2090,9 @@ mod tests {
         0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // max_readahead, flags
         0x00, 0x00, 0x00, 0x00, // flags2 //TODO: nonzero data
         0x00, 0x00, 0x00, 0x00, // eleven unused fields
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     ]);
 
     #[cfg(target_endian = "little")]
@@ -1890,9 +2107,9 @@ mod tests {
         0x00, 0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // max_readahead, flags
         0x00, 0x00, 0x00, 0x00, // flags2 //TODO: nonzero data
         0x00, 0x00, 0x00, 0x00, // eleven unused fields
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-        0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     ]);
 
     #[cfg(target_endian = "big")]
