@@ -162,7 +162,7 @@ impl Copier<'_> {
         let dir = HostFile::open(target).map_err(|error| failed(&error))?;
         let place = Arc::new(Place { dir: dir.into() });
         let mut tasks = Vec::new();
-        self.enter(node.ino(), *node.attr(), place, word.to_owned(), &mut tasks);
+        self.enter(node.ino(), *node.attr(), &place, word, &mut tasks);
         self.work(tasks);
         Ok(())
     }
@@ -186,7 +186,7 @@ impl Copier<'_> {
                     if attr.kind == Kind::Directory {
                         match self.make_directory(&place, &listed.name) {
                             Ok(below) if !self.ancestors.contains(&ino) => {
-                                self.enter(ino, attr, Arc::new(below), path, &mut tasks);
+                                self.enter(ino, attr, &Arc::new(below), &path, &mut tasks);
                             }
                             Ok(_) => {
                                 self.lost.skip(&path, "the directory holds itself: the image is damaged");
@@ -202,25 +202,25 @@ impl Copier<'_> {
     }
 
     /// Queues everything in a directory, and its own attributes behind that.
-    fn enter(&mut self, ino: Ino, attr: Attr, place: Arc<Place>, path: OsString, tasks: &mut Vec<Task>) {
-        self.say(&path);
+    fn enter(&mut self, ino: Ino, attr: Attr, place: &Arc<Place>, path: &OsStr, tasks: &mut Vec<Task>) {
+        self.say(path);
         self.ancestors.insert(ino);
-        tasks.push(Task::Leave { ino, attr, place: Arc::clone(&place), path: path.clone() });
+        tasks.push(Task::Leave { ino, attr, place: Arc::clone(place), path: path.to_owned() });
         let first = tasks.len();
         match walk::entries(self.tree, ino) {
             Ok(entries) => {
                 for listed in entries {
                     match listed {
                         Ok(listed) if is_safe(&listed.name) => {
-                            let path = join(&path, &listed.name);
-                            tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(&place), path });
+                            let path = join(path, &listed.name);
+                            tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(place), path });
                         }
-                        Ok(listed) => self.lost.skip(&join(&path, &listed.name), "not a name for a file"),
-                        Err(errno) => self.lost.skip(&path, crate::failure::sentence(errno)),
+                        Ok(listed) => self.lost.skip(&join(path, &listed.name), "not a name for a file"),
+                        Err(errno) => self.lost.skip(path, crate::failure::sentence(errno)),
                     }
                 }
             }
-            Err(errno) => self.lost.skip(&path, crate::failure::sentence(errno)),
+            Err(errno) => self.lost.skip(path, crate::failure::sentence(errno)),
         }
         // The last task is the next: turned round, the entries are copied in the order of the listing.
         tasks[first..].reverse();
