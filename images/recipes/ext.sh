@@ -121,7 +121,7 @@ unknown_feature() {
 journal_dev() {
     need mke2fs
     truncate -s 8M "$name.img"
-    mke2fs -q -F -O journal_dev -b 4096 -U "$(uuid_of "$name")" "$name.img"
+    mke2fs -q -F -O journal_dev -b 4096 -U "$(uuid_of "$name")" -E hash_seed="$(uuid_of "$name")" "$name.img"
     refused journal_dev
 }
 
