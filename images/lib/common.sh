@@ -1,6 +1,6 @@
 # common: what recipes of all formats use. They run in an empty folder, with
 # `set -e`, and `name` says what to make.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 # need TOOL...: or say which Debian package has it, and stop.
 need() {
@@ -9,9 +9,11 @@ need() {
         if command -v "$tool" >/dev/null; then continue; fi
         case $tool in
         mke2fs | debugfs | e2fsck | tune2fs) package=e2fsprogs ;;
-        sfdisk | mount | unshare) package=fdisk,mount,util-linux ;;
+        sfdisk) package=fdisk ;;
         mkfs.fat) package=dosfstools ;;
         mcopy | mmd) package=mtools ;;
+        sgdisk) package=gdisk ;;
+        mkzftree) package=zisofs-tools ;;
         genisoimage | isoinfo) package=genisoimage ;;
         *) package=$tool ;;
         esac

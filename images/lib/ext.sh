@@ -1,7 +1,7 @@
 # ext: makes ext2, ext3 and ext4 images as an ordinary user.
 #
 # mke2fs -d copies what a user can create; plant.py adds the rest by debugfs.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 # ext TREE BLOCK_SIZE SIZE MKE2FS_ARGUMENT...
 # TREE is a function of trees.py, with ,KEY=VALUE for its parameters.

@@ -1,5 +1,5 @@
 # iso: makes ISO 9660 images from trees, under fakeroot(1) for owners and devices.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 # iso TREE PROGRAM ARGUMENT...: the words IMAGE and SOURCE among the arguments
 # stand for the image to make and the folder to make it from.

@@ -22,6 +22,7 @@ import tempfile
 
 sys.dont_write_bytecode = True
 import ext  # noqa: E402
+import sample  # noqa: E402
 import trees  # noqa: E402
 
 TYPES = {'file': stat.S_IFREG, 'dir': stat.S_IFDIR, 'link': stat.S_IFLNK, 'fifo': stat.S_IFIFO,
@@ -30,7 +31,7 @@ TYPES = {'file': stat.S_IFREG, 'dir': stat.S_IFDIR, 'link': stat.S_IFLNK, 'fifo'
 
 def main(command, where, block_size, name, *options):
     tree = trees.Tree(int(block_size))
-    trees.TREES[name](tree, **dict(option.split('=', 1) for option in options))
+    {**trees.TREES, **sample.TREES}[name](tree, **dict(option.split('=', 1) for option in options))
     {'spread': spread, 'furnish': furnish, 'nodes': make_nodes, 'settle': settle}[command](tree, where)
 
 

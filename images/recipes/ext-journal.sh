@@ -6,7 +6,7 @@
 # first transaction journals data too, some of which begins with the journal's
 # own magic number. The second removes a directory, uses its block for a file,
 # and revokes it: who overlooks that finds a directory in place of the data.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 image ext3-dirty 'ext3, journal with revoked blocks' dirty 'jo' 1024 10M -t ext3
 image ext3-dirty-4k 'ext3, the same with 4 KiB blocks' dirty 'jo' 4096 16M -t ext3

@@ -1,5 +1,5 @@
 # ext: images without surprises in their journals: block sizes, features, contents.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 image ext2-1k 'ext2, 1 KiB blocks; one of everything' ext zoo 1024 8M -t ext2
 image ext2-2k 'ext2, 2 KiB blocks' ext zoo 2048 8M -t ext2
@@ -121,7 +121,7 @@ unknown_feature() {
 journal_dev() {
     need mke2fs
     truncate -s 8M "$name.img"
-    mke2fs -q -F -O journal_dev -b 4096 -U "$(uuid_of "$name")" "$name.img"
+    mke2fs -q -F -O journal_dev -b 4096 -U "$(uuid_of "$name")" -E hash_seed="$(uuid_of "$name")" "$name.img"
     refused journal_dev
 }
 

@@ -2,11 +2,11 @@
 #
 # genisoimage stamps the time of its run (volume dates, TF change times), so its
 # images differ from run to run in those bytes. xorriso is told all its times.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # make sets `name` and `here`
 
 same_joliet=type,size,sha256
-volume_dates=(-volume_date c =1700000000 -volume_date m =1700000000 -volume_date uuid 2023111422132000)
-dates=(-- -alter_date_r c =1700000000 / -- "${volume_dates[@]}")
+volume_dates=(-volume_date c "=1700000000" -volume_date m "=1700000000" -volume_date uuid 2023111422132000)
+dates=(-- -alter_date_r a "=1700000000" / -- -alter_date_r c "=1700000000" / -- "${volume_dates[@]}")
 xorrisofs=(xorriso -as mkisofs -quiet)
 
 image iso-plain 'no extensions, names of 8.3 characters, versions (level 1)' \
