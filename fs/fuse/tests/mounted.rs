@@ -565,6 +565,39 @@ fn a_killed_reader_dies_although_the_driver_hangs() {
 }
 
 #[test]
+fn the_reference_of_a_lookup_that_came_too_late_is_given_back() {
+    let mut ino = 0;
+    let prepare = |memory: &Memory| ino = memory.add("slow-name", b"");
+    let Some(fixture) = Fixture::new(shared(), prepare) else { return };
+    let child = cat(&fixture.path("slow-name"));
+    until("the lookup has begun", || count(&fixture.memory.counts.stuck) == 1);
+    signal(&child, nix::sys::signal::Signal::SIGKILL);
+    ends(child);
+    fixture.memory.release();
+    fs::metadata(fixture.path("stuck")).unwrap();
+    until("the reference is given back", || fixture.memory.references(ino) == 0);
+    fixture.unmount();
+}
+
+#[test]
+fn an_aborted_connection_leaves_no_mount() {
+    if !is_root() {
+        return println!("skip - only root aborts connections");
+    }
+    let Some(mut fixture) = Fixture::new(Facts::default(), |_| {}) else { return };
+    let waiter = {
+        let mounted = fixture.mounted.take().unwrap();
+        std::thread::spawn(move || mounted.wait())
+    };
+    // -f aborts the connection, and fails to unmount a mount that is in use.
+    let busy = File::open(fixture.dir.path()).unwrap();
+    let _ = Command::new("umount").arg("-f").arg(fixture.dir.path()).stderr(Stdio::null()).status().unwrap();
+    waiter.join().unwrap().unwrap();
+    fixture.check_gone();
+    drop(busy);
+}
+
+#[test]
 fn a_driver_that_hangs_leaves_workers_for_others() {
     let prepare = |memory: &Memory| {
         memory.add("file", b"fine");

@@ -3,6 +3,7 @@
 //! * `hang`: reading waits until it is interrupted.
 //! * `stuck`, and whatever begins so: reading waits for [`Memory::release`], whatever the reader wants.
 //! * `panic`: reading panics; so does looking up `panic-name`.
+//! * `slow-name`: looking it up waits for the release.
 
 #![allow(dead_code, clippy::panic, clippy::unwrap_used)]
 
@@ -169,6 +170,11 @@ impl Memory {
         self.release.notify_all();
     }
 
+    fn wait_for_release(&self) {
+        let released = self.released.lock().unwrap();
+        drop(self.release.wait_timeout_while(released, Duration::from_secs(60), |done| !*done).unwrap());
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -258,6 +264,10 @@ impl Filesystem for Tree {
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
         add(&self.0.counts.lookups);
         assert_ne!(name, "panic-name", "on purpose");
+        if name == "slow-name" {
+            add(&self.0.counts.stuck);
+            self.0.wait_for_release();
+        }
         let mut state = self.0.state();
         let ino = state.child(parent.0, name).ok_or(Errno::ENOENT)?;
         state.entry(ino)
@@ -508,10 +518,7 @@ impl File for Opened {
             }
             Some(name) if name.starts_with("stuck") => {
                 add(&self.memory.counts.stuck);
-                let released = self.memory.released.lock().unwrap();
-                let wait =
-                    self.memory.release.wait_timeout_while(released, Duration::from_secs(60), |done| !*done);
-                drop(wait.unwrap());
+                self.memory.wait_for_release();
             }
             Some("panic") => panic!("on purpose"),
             _ => {}

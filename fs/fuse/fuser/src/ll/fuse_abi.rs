@@ -23,7 +23,6 @@
 #![warn(missing_debug_implementations)]
 #![allow(missing_docs)]
 
-use num_enum::TryFromPrimitive;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
@@ -100,7 +99,7 @@ pub mod consts {
 }
 
 #[repr(u32)]
-#[derive(Debug, TryFromPrimitive)]
+#[derive(Debug)]
 #[allow(non_camel_case_types)]
 pub(crate) enum fuse_opcode {
     FUSE_LOOKUP = 1,
@@ -155,15 +154,72 @@ pub(crate) enum fuse_opcode {
 
 }
 
+impl TryFrom<u32> for fuse_opcode {
+    type Error = u32;
+
+    fn try_from(number: u32) -> Result<Self, u32> {
+        Ok(match number {
+            1 => fuse_opcode::FUSE_LOOKUP,
+            2 => fuse_opcode::FUSE_FORGET,
+            3 => fuse_opcode::FUSE_GETATTR,
+            4 => fuse_opcode::FUSE_SETATTR,
+            5 => fuse_opcode::FUSE_READLINK,
+            6 => fuse_opcode::FUSE_SYMLINK,
+            8 => fuse_opcode::FUSE_MKNOD,
+            9 => fuse_opcode::FUSE_MKDIR,
+            10 => fuse_opcode::FUSE_UNLINK,
+            11 => fuse_opcode::FUSE_RMDIR,
+            12 => fuse_opcode::FUSE_RENAME,
+            13 => fuse_opcode::FUSE_LINK,
+            14 => fuse_opcode::FUSE_OPEN,
+            15 => fuse_opcode::FUSE_READ,
+            16 => fuse_opcode::FUSE_WRITE,
+            17 => fuse_opcode::FUSE_STATFS,
+            18 => fuse_opcode::FUSE_RELEASE,
+            20 => fuse_opcode::FUSE_FSYNC,
+            21 => fuse_opcode::FUSE_SETXATTR,
+            22 => fuse_opcode::FUSE_GETXATTR,
+            23 => fuse_opcode::FUSE_LISTXATTR,
+            24 => fuse_opcode::FUSE_REMOVEXATTR,
+            25 => fuse_opcode::FUSE_FLUSH,
+            26 => fuse_opcode::FUSE_INIT,
+            27 => fuse_opcode::FUSE_OPENDIR,
+            28 => fuse_opcode::FUSE_READDIR,
+            29 => fuse_opcode::FUSE_RELEASEDIR,
+            30 => fuse_opcode::FUSE_FSYNCDIR,
+            31 => fuse_opcode::FUSE_GETLK,
+            32 => fuse_opcode::FUSE_SETLK,
+            33 => fuse_opcode::FUSE_SETLKW,
+            34 => fuse_opcode::FUSE_ACCESS,
+            35 => fuse_opcode::FUSE_CREATE,
+            36 => fuse_opcode::FUSE_INTERRUPT,
+            37 => fuse_opcode::FUSE_BMAP,
+            38 => fuse_opcode::FUSE_DESTROY,
+            39 => fuse_opcode::FUSE_IOCTL,
+            40 => fuse_opcode::FUSE_POLL,
+            41 => fuse_opcode::FUSE_NOTIFY_REPLY,
+            42 => fuse_opcode::FUSE_BATCH_FORGET,
+            43 => fuse_opcode::FUSE_FALLOCATE,
+            44 => fuse_opcode::FUSE_READDIRPLUS,
+            45 => fuse_opcode::FUSE_RENAME2,
+            46 => fuse_opcode::FUSE_LSEEK,
+            47 => fuse_opcode::FUSE_COPY_FILE_RANGE,
+            50 => fuse_opcode::FUSE_SYNCFS,
+            51 => fuse_opcode::FUSE_TMPFILE,
+            52 => fuse_opcode::FUSE_STATX,
+            unknown => return Err(unknown),
+        })
+    }
+}
+
 #[repr(u32)]
-#[derive(Debug, TryFromPrimitive)]
+#[derive(Debug)]
 #[allow(non_camel_case_types)]
 pub(crate) enum fuse_notify_code {
     FUSE_POLL = 1,
     FUSE_NOTIFY_INVAL_INODE = 2,
     FUSE_NOTIFY_INVAL_ENTRY = 3,
     FUSE_NOTIFY_STORE = 4,
-    FUSE_NOTIFY_RETRIEVE = 5,
     FUSE_NOTIFY_DELETE = 6,
 }
 

@@ -2016,9 +2016,7 @@ impl<'a> AnyRequest<'a> {
     /// `setxattr_ext`: whether FUSE_SETXATTR_EXT was agreed on.
     pub(crate) fn operation(&self, setxattr_ext: bool) -> Result<Operation<'a>, RequestError> {
         // Parse/check opcode
-        let opcode = fuse_opcode::try_from(self.header.opcode).map_err(
-            |e: num_enum::TryFromPrimitiveError<_>| RequestError::UnknownOperation(e.number),
-        )?;
+        let opcode = fuse_opcode::try_from(self.header.opcode).map_err(RequestError::UnknownOperation)?;
         // Parse/check operation arguments
         op::parse(self.header, &opcode, self.data, setxattr_ext).ok_or(RequestError::InsufficientData)
     }

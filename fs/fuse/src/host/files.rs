@@ -1,0 +1,203 @@
+//! What is open, and what is listed.
+
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, LockOwner, ReplyCreate};
+use veduta_api::{DirEntry, Entry, File, FileLock, Ino, Kind, LockKind, OpenFlags, Result};
+
+use super::{Answer, CAPABILITY, Host};
+use crate::handles::{DataPath, OpenFile};
+use crate::listing::Listing;
+
+impl Host {
+    /// The file of a request: by its handle or, where nothing is ever opened, by its node.
+    pub(super) fn file(&self, ino: INodeNo, handle: FileHandle) -> Result<Arc<OpenFile>> {
+        if handle.0 != 0 {
+            return self.files.find(handle.0);
+        }
+        let ino = Ino(ino.0);
+        if let Some(file) = self.by_ino.find(ino) {
+            return Ok(file);
+        }
+        let file = self.fs.open(ino, OpenFlags::READ)?;
+        Ok(self.by_ino.insert(self.open_file(ino, file, false, DataPath::Direct)))
+    }
+
+    pub(super) fn open_file(
+        &self,
+        ino: Ino,
+        file: Arc<dyn File>,
+        writable: bool,
+        path: DataPath,
+    ) -> OpenFile {
+        OpenFile { ino, file, writable, path, uncapped: AtomicU64::new(0) }
+    }
+
+    /// How the kernel is to reach the data of a file that is about to be open.
+    pub(super) fn data_path(&self, ino: Ino, file: &Arc<dyn File>, direct: bool) -> DataPath {
+        if !self.policy.passthrough || !self.facts.backing {
+            return if direct { DataPath::Direct } else { DataPath::Cached };
+        }
+        let register = || {
+            let fd = file.backing()?;
+            match self.notifier.get()?.open_backing(fd) {
+                Ok(id) => Some(id),
+                Err(error) => {
+                    tracing::debug!("the kernel does not take a backing file: {error}");
+                    self.backings.give_up();
+                    None
+                }
+            }
+        };
+        self.backings.enter(ino, direct, register)
+    }
+
+    pub(super) fn open_flags(&self, path: &DataPath, writable: bool) -> FopenFlags {
+        let mut flags = FopenFlags::empty();
+        match path {
+            DataPath::Direct => flags |= FopenFlags::FOPEN_DIRECT_IO,
+            DataPath::Cached if !self.policy.shared => flags |= FopenFlags::FOPEN_KEEP_CACHE,
+            DataPath::Cached | DataPath::Backing(_) => {}
+        }
+        if !writable && !self.facts.remote_locks {
+            flags |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        flags
+    }
+
+    pub(super) fn backing_of(path: &DataPath) -> Option<&BackingId> {
+        if let DataPath::Backing(id) = path { Some(id) } else { None }
+    }
+
+    /// Content whose length nobody knows before it is read, such as an info file: the page cache would end at size 0.
+    pub(super) fn is_unsized(&self, ino: Ino) -> bool {
+        self.policy.shared && self.fs.getattr(ino).is_ok_and(|attr| attr.size == 0 && attr.kind == Kind::File)
+    }
+
+    /// A file that is written loses its capabilities; the kernel leaves that to us together with set-user-id.
+    pub(super) fn drop_capabilities(&self, file: &OpenFile) {
+        let epoch = self.capabilities.load(Ordering::Acquire);
+        if file.uncapped.swap(epoch, Ordering::AcqRel) != epoch {
+            let _ = self.fs.removexattr(file.ino, OsStr::new(CAPABILITY));
+        }
+    }
+
+    /// Puts a file into the table of handles.
+    pub(super) fn keep(&self, file: OpenFile) -> u64 {
+        if file.writable && self.policy.writeback {
+            *self.writers.lock().entry(file.ino).or_default() += 1;
+        }
+        self.files.insert(file)
+    }
+
+    pub(super) fn close(&self, handle: u64) {
+        let Some(file) = self.files.remove(handle) else { return };
+        if file.writable && self.policy.writeback {
+            let mut writers = self.writers.lock();
+            if let Some(count) = writers.get_mut(&file.ino) {
+                *count -= 1;
+                if *count == 0 {
+                    writers.remove(&file.ino);
+                }
+            }
+        }
+        if self.policy.passthrough && self.facts.backing {
+            self.backings.leave(file.ino, &file.path);
+        }
+        if catch_unwind(AssertUnwindSafe(|| drop(file))).is_err() {
+            tracing::error!("the driver panicked while a file was closed");
+        }
+    }
+
+    pub(super) fn list(
+        &self,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        room: usize,
+        plus: bool,
+    ) -> Result<Listing> {
+        let dir = Ino(ino.0);
+        let mut listing = Listing::new(room, plus);
+        for (at, name) in [(0, "."), (1, "..")] {
+            if offset <= at {
+                let st_ino = self.dot(dir, name)?;
+                let kind = Some(Kind::Directory);
+                let entry = DirEntry { name: OsStr::new(name), ino: None, st_ino, kind, next: at + 1 };
+                let _ = listing.take_dot(entry);
+            }
+        }
+        let position = offset.saturating_sub(2);
+        let mut sink = |entry: DirEntry<'_>| listing.take(entry);
+        if handle.0 == 0 {
+            self.fs.readdir(dir, position, &mut sink)?;
+        } else {
+            self.dirs.find(handle.0)?.dir.read(position, &mut sink)?;
+        }
+        Ok(listing)
+    }
+
+    pub(super) fn dot(&self, dir: Ino, name: &str) -> Result<u64> {
+        let node = if name == "." { dir } else { self.fs.parent(dir).unwrap_or(dir) };
+        Ok(self.fs.getattr(node)?.st_ino)
+    }
+
+    /// What a listing's entries lead to. An entry that is gone meanwhile stays listed, without attributes.
+    pub(super) fn entries(&self, dir: Ino, listing: &Listing) -> Vec<Option<Entry>> {
+        let find = |entry: DirEntry<'_>| {
+            let found = self.fs.entry(dir, &entry).ok()?;
+            (found.ino.0 != 0).then_some(found)
+        };
+        listing.iter().map(|(is_dot, entry)| if is_dot { None } else { find(entry) }).collect()
+    }
+
+    pub(super) fn reply_created(
+        &self,
+        answer: Answer<(Entry, Arc<dyn File>)>,
+        flags: OpenFlags,
+        reply: ReplyCreate,
+    ) {
+        let (entry, file) = match answer {
+            (_, Ok((entry, _))) if entry.ino.0 == 0 => return reply.error(fuser::Errno::EIO),
+            (true, Ok(made)) => made,
+            (true, Err(errno)) => return reply.error(errno),
+            (false, _) => return reply.abandon(),
+        };
+        let path = self.data_path(entry.ino, &file, false);
+        let open_flags = self.open_flags(&path, flags.write);
+        let handle = self.keep(self.open_file(entry.ino, file, flags.write, path.clone()));
+        let sent = reply.created(
+            INodeNo(entry.ino.0),
+            Generation(entry.generation),
+            &self.attr(&entry.attr),
+            self.policy.attr_ttl,
+            self.policy.entry_ttl,
+            FileHandle(handle),
+            open_flags,
+            Self::backing_of(&path),
+        );
+        if !sent {
+            self.close(handle);
+            self.forget_quietly(entry.ino, 1);
+        }
+    }
+
+    pub(super) fn close_dir(&self, handle: u64) {
+        let dir = self.dirs.remove(handle);
+        if catch_unwind(AssertUnwindSafe(|| drop(dir))).is_err() {
+            tracing::error!("the driver panicked while a directory was closed");
+        }
+    }
+
+    pub(super) fn unlock_all(&self, file: &OpenFile, owner: LockOwner) {
+        if self.facts.remote_locks {
+            let mut all = FileLock { kind: LockKind::Unlock, start: 0, end: u64::MAX, pid: 0 };
+            if let Err(errno) = file.file.lock(owner.0, &mut all, false, false) {
+                tracing::warn!(error = errno.desc(), "the locks of a closed file could not be released");
+            }
+        }
+    }
+}
