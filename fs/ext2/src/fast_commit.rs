@@ -22,6 +22,9 @@ use crate::volume::Volume;
 const HEADER: usize = 4;
 /// Bytes of the older part of an inode, which every record of an inode has.
 const OLD_INODE: usize = 128;
+/// Where i_flags and i_generation stand.
+const FLAGS_AT: usize = 0x20;
+const GENERATION_AT: usize = 0x64;
 /// The longest run of blocks that were written.
 const MAX_LEN: u64 = 32768;
 
@@ -131,7 +134,6 @@ pub(crate) fn apply(volume: &Volume, log: Log) -> Result<Changes> {
     for change in log.changes {
         changes.take(volume, change)?;
     }
-    changes.clear_tails();
     Ok(changes)
 }
 
@@ -190,34 +192,27 @@ impl Changes {
         Ok(())
     }
 
-    /// A new inode has no attributes: those that stand behind its fields are of the one that was there before.
-    fn clear_tails(&mut self) {
-        for (_, record) in self.inodes.iter_mut().filter(|(ino, _)| self.made.contains_key(ino)) {
-            let mut bytes = record.to_vec();
-            let end = OLD_INODE + usize::from(le16(&bytes, OLD_INODE));
-            bytes.iter_mut().skip(end).for_each(|byte| *byte = 0);
-            *record = bytes.into();
-        }
-    }
-
     /// All fields but i_block come from the commit. That one does too unless it is the root of a tree of extents, to which
-    /// changes come as runs.
-    fn patch(&self, volume: &Volume, ino: u32, record: &[u8]) -> Result<Block> {
+    /// changes come as runs. What the number's former owner had (another generation) does not count.
+    fn patch(&mut self, volume: &Volume, ino: u32, record: &[u8]) -> Result<Block> {
         let old = match self.inodes.get(&ino) {
             Some(record) => record.to_vec(),
             None => volume.record(ino)?.bytes().to_vec(),
         };
-        let mut new = old.clone();
+        let is_new = le32(&old, GENERATION_AT) != le32(record, GENERATION_AT);
+        if is_new {
+            self.runs.remove(&ino);
+        }
+        let mut new = if is_new { vec![0; old.len()] } else { old.clone() };
         let len = record.len().min(new.len());
         new[..len].copy_from_slice(&record[..len]);
-        if le32(record, 0x20) & FLAG_EXTENTS != 0 {
-            let root = match le16(&old, BLOCK_AT) {
-                crate::extents::MAGIC => {
-                    slice(&old, BLOCK_AT, BLOCK_LEN).try_into().unwrap_or(crate::extents::empty_root())
-                }
-                _ => crate::extents::empty_root(),
+        if le32(record, FLAGS_AT) & FLAG_EXTENTS != 0 {
+            let kept = slice(&old, BLOCK_AT, BLOCK_LEN);
+            let root: &[u8] = match !is_new && le16(kept, 0) == crate::extents::MAGIC {
+                true => kept,
+                false => &crate::extents::empty_root(),
             };
-            new[BLOCK_AT..BLOCK_AT + BLOCK_LEN].copy_from_slice(&root);
+            new[BLOCK_AT..BLOCK_AT + BLOCK_LEN].copy_from_slice(root);
         }
         Ok(new.into())
     }
