@@ -44,15 +44,24 @@ impl BlockDevice for Image {
     }
 }
 
-/// An image in memory.
-pub struct Memory(pub Vec<u8>);
+/// An image in memory, of which some bytes are changed.
+pub struct Memory {
+    pub bytes: Arc<Vec<u8>>,
+    pub changed: Vec<(usize, u8)>,
+}
 
 impl BlockDevice for Memory {
     fn geometry(&self) -> Geometry {
-        Geometry { read_only: true, ..Geometry::of_size(self.0.len() as u64) }
+        Geometry { read_only: true, ..Geometry::of_size(self.bytes.len() as u64) }
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+        let start = offset as usize;
+        buf.copy_from_slice(&self.bytes[start..][..buf.len()]);
+        for (place, byte) in &self.changed {
+            if let Some(at) = place.checked_sub(start).filter(|at| *at < buf.len()) {
+                buf[at] = *byte;
+            }
+        }
         Ok(())
     }
 }
