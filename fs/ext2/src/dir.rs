@@ -159,8 +159,9 @@ impl Dir {
     /// Looks for a name in one block.
     pub(crate) fn find_in(&self, volume: &Volume, index: u64, wanted: &Wanted<'_>) -> Result<Option<u32>> {
         let (number, block) = self.block(volume, index, 1)?;
+        let encrypted = self.inode().has(FLAG_ENCRYPTED);
         let mut found = None;
-        let _ = entries(volume, &block, 0, 0, &mut |entry| {
+        let _ = entries(volume, encrypted, &block, 0, 0, &mut |entry| {
             if wanted.is(entry.name) && !matches!(entry.name, b"." | b"..") {
                 found = Some(entry.ino);
                 return ControlFlow::Break(());
@@ -224,9 +225,10 @@ impl Dir {
 
     /// All entries from `position` on, in the order of the disk.
     fn walk(&self, volume: &Volume, position: u64, sink: &mut Sink<'_>) -> Result<()> {
+        let encrypted = self.inode().has(FLAG_ENCRYPTED);
         if let Some(parts) = &self.inline {
             for (start, bytes) in parts {
-                if entries(volume, bytes, *start, position, sink)?.is_break() {
+                if entries(volume, encrypted, bytes, *start, position, sink)?.is_break() {
                     break;
                 }
             }
@@ -235,7 +237,7 @@ impl Dir {
         let bits = volume.sb.block_bits;
         for index in position >> bits..self.blocks(volume) {
             let (number, block) = self.block(volume, index, READ_AHEAD >> bits)?;
-            let flow = entries(volume, &block, index << bits, position, sink);
+            let flow = entries(volume, encrypted, &block, index << bits, position, sink);
             if flow.map_err(|error| error.in_block(number))?.is_break() {
                 break;
             }
@@ -245,9 +247,10 @@ impl Dir {
 }
 
 /// Hands out the entries in use of a block (or a part of an inline directory) that starts at position `base`, from position
-/// `from` on. Each entry is at least 12 bytes long, so the chain ends.
+/// `from` on. Encrypted names may hold any byte. Each entry is at least 12 bytes long, so the chain ends.
 fn entries(
     volume: &Volume,
+    encrypted: bool,
     bytes: &[u8],
     base: u64,
     from: u64,
@@ -270,7 +273,7 @@ fn entries(
         if ino != 0 && position >= from {
             let name = slice(bytes, at + HEADER, name_len);
             let kind = if typed { kind_of(u8_at(head, 7)) } else { None };
-            if name.is_empty() || name.contains(&0) || name.contains(&b'/') {
+            if name.is_empty() || (!encrypted && name.iter().any(|byte| matches!(byte, 0 | b'/'))) {
                 return Err(Error::corrupt(format!(
                     "the directory entry at byte {at} has an impossible name"
                 )));
