@@ -84,6 +84,9 @@ pub struct Facts {
     pub acl: bool,
     /// Whether locks must be taken at the tree ([`File::lock`]), since others hold them too.
     pub remote_locks: bool,
+    /// Whether open files may have a real descriptor ([`File::backing`]). Hosts then prefer handing that to the kernel over
+    /// holding back writes: the kernel does not do both.
+    pub backing: bool,
     /// Whether the tree itself decides who may do what (a remote server does); the host then checks nothing.
     pub own_permissions: bool,
     /// Nanoseconds; the granularity of times: a power of ten up to a second, or 2,000,000,000.
@@ -100,6 +103,7 @@ impl Default for Facts {
             case_insensitive: false,
             acl: false,
             remote_locks: false,
+            backing: false,
             own_permissions: false,
             time_granularity: 1,
         }

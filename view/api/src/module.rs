@@ -24,6 +24,12 @@ pub trait Module: Send + Sync {
     /// What `SOURCE` is.
     fn source(&self) -> SourceKind;
 
+    /// Whether objects of this type can be changed. If not, hosts mount them read-only, and say so to whoever asked for
+    /// `rw`: [`Request::read_only`] is then always set.
+    fn writable(&self) -> bool {
+        false
+    }
+
     /// Every option that the module takes, beyond the host's own. The host refuses all others before
     /// [`mount`](Self::mount) is called.
     fn options(&self) -> &'static [OptionSpec] {

@@ -1,0 +1,33 @@
+//! `disk`: image files and block devices of the host system as disks, and [`HostWorld`], where the programs outside a view get
+//! their sources from.
+//!
+//! [`RawDisk`] moves bytes, [`lock_image`] keeps two writers apart, [`foreign_format`] knows what is not raw, and `HostWorld`
+//! puts them together and says what is wrong in one sentence.
+//!
+//! # Limits
+//!
+//! Images that are compressed or in another form than byte by byte are recognised and refused. An image does not grow.
+//! Direct I/O is not used: the page cache of the host is.
+
+#![deny(unsafe_code)] // `ioctls` allows it
+
+mod format;
+mod ioctls;
+mod lock;
+mod raw;
+mod secret;
+mod world;
+
+pub use format::{Format, foreign_format};
+pub use lock::lock_image;
+pub use raw::RawDisk;
+pub use world::{HostWorld, list_partitions, partitions_of};
+
+/// The kernel's number; what the library found itself (an end of file that came too early) has none.
+fn errno(error: &std::io::Error) -> veduta_api::Errno {
+    use veduta_api::Errno;
+    match error.kind() {
+        std::io::ErrorKind::InvalidInput => Errno::EINVAL,
+        _ => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+    }
+}

@@ -1,0 +1,88 @@
+//! An open file of the host system.
+
+use std::fs::File as StdFile;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use veduta_api::{Allocate, Errno, File, Result, Seek};
+
+use super::{errno, proc_path};
+
+pub(super) struct HostFile(StdFile);
+
+impl HostFile {
+    pub(super) fn new(file: StdFile) -> Self {
+        Self(file)
+    }
+
+    pub(super) fn set_size(&self, size: u64) -> Result<()> {
+        rustix::fs::ftruncate(&self.0, size).map_err(errno)
+    }
+}
+
+impl File for HostFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(len) => done += len,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_errno(&error)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.write_at(&buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(len) => done += len,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(io_errno(&error)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn sync(&self, data_only: bool) -> Result<()> {
+        if data_only { rustix::fs::fdatasync(&self.0) } else { rustix::fs::fsync(&self.0) }.map_err(errno)
+    }
+
+    fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
+        let flags = match how {
+            Allocate::Extend => FallocateFlags::empty(),
+            Allocate::KeepSize => FallocateFlags::KEEP_SIZE,
+            Allocate::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            Allocate::ZeroRange { keep_size: false } => FallocateFlags::ZERO_RANGE,
+            Allocate::ZeroRange { keep_size: true } => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            Allocate::Collapse => FallocateFlags::COLLAPSE_RANGE,
+            Allocate::Insert => FallocateFlags::INSERT_RANGE,
+        };
+        rustix::fs::fallocate(&self.0, flags, offset, len).map_err(errno)
+    }
+
+    /// On a descriptor of its own: this one may have been handed to a process, whose position it would move.
+    fn seek(&self, what: Seek, offset: u64) -> Result<u64> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let own =
+            rustix::fs::open(proc_path(&self.0), flags, Mode::empty()).map_err(|_| Errno::EOPNOTSUPP)?;
+        let from = match what {
+            Seek::Data => SeekFrom::Data(offset),
+            Seek::Hole => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(own, from).map_err(errno)
+    }
+
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}
+
+fn io_errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

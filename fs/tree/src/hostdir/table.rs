@@ -1,0 +1,290 @@
+//! What a tree of the host system knows of its nodes: who they are, where they were seen, who refers to them, and the
+//! descriptors that are kept.
+//!
+//! A node stays in the table while a host refers to it, or a node below it does: names of those lead through it.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use veduta_api::{Errno, Ino, Result};
+
+use super::file::HostFile;
+use crate::listing::Listing;
+
+/// What makes a file of the host system the one that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    pub(super) device: (u32, u32),
+    pub(super) inode: u64,
+    /// Inode numbers are used again; this tells the two apart where it is known.
+    pub(super) btime: (i64, u32),
+}
+
+/// A name that leads to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub(super) parent: Ino,
+    pub(super) name: OsString,
+}
+
+struct Node {
+    identity: Identity,
+    /// Where it was seen; the last is the newest.
+    places: Vec<Place>,
+    references: u64,
+    /// Places of other nodes that are in this one.
+    below: u64,
+    fd: Option<Arc<OwnedFd>>,
+    /// The descriptor stays: there is no name to open it by again.
+    is_pinned: bool,
+    /// Whether the descriptor was used since the last look at it.
+    is_recent: bool,
+    writers: Vec<Weak<HostFile>>,
+    listing: Option<Arc<Listing>>,
+}
+
+pub(super) struct Table {
+    nodes: HashMap<Ino, Node>,
+    by_identity: HashMap<Identity, Ino>,
+    by_place: HashMap<Place, Ino>,
+    next_ino: u64,
+    /// Those with a descriptor that is kept, the next to lose it in front: a clock. May name nodes that are gone.
+    kept: VecDeque<Ino>,
+    limit: usize,
+}
+
+impl Table {
+    pub(super) fn new(root: Identity, fd: Arc<OwnedFd>, limit: usize) -> Self {
+        let node = Node { references: 1, fd: Some(fd), is_pinned: true, ..Node::new(root) };
+        Self {
+            nodes: HashMap::from([(Ino::ROOT, node)]),
+            by_identity: HashMap::from([(root, Ino::ROOT)]),
+            by_place: HashMap::new(),
+            next_ino: Ino::ROOT.0 + 1,
+            kept: VecDeque::new(),
+            limit,
+        }
+    }
+
+    fn node(&self, ino: Ino) -> Result<&Node> {
+        self.nodes.get(&ino).ok_or(Errno::ESTALE)
+    }
+
+    fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)
+    }
+
+    pub(super) fn identity(&self, ino: Ino) -> Result<Identity> {
+        Ok(self.node(ino)?.identity)
+    }
+
+    /// The newest name of a node. `ESTALE` if it has none.
+    pub(super) fn place(&self, ino: Ino) -> Result<(Place, Identity)> {
+        let node = self.node(ino)?;
+        Ok((node.places.last().cloned().ok_or(Errno::ESTALE)?, node.identity))
+    }
+
+    /// Enters what was found at a place, with one reference more.
+    pub(super) fn enter(&mut self, identity: Identity, place: Option<Place>) -> Ino {
+        let ino = *self.by_identity.entry(identity).or_insert_with(|| {
+            let ino = Ino(self.next_ino);
+            self.next_ino += 1;
+            self.nodes.insert(ino, Node::new(identity));
+            ino
+        });
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.references += 1;
+        }
+        if let Some(place) = place {
+            // The root's own name is outside of the tree; a bind mount may show it inside, where it would be its own ancestor.
+            if ino != Ino::ROOT {
+                self.settle(ino, place);
+            }
+        }
+        ino
+    }
+
+    /// Notes that `place` leads to `ino`, whatever was there before.
+    fn settle(&mut self, ino: Ino, place: Place) {
+        if self.by_place.get(&place) == Some(&ino) {
+            return;
+        }
+        self.unsettle(&place);
+        if let Some(parent) = self.nodes.get_mut(&place.parent) {
+            parent.below += 1;
+        }
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.places.push(place.clone());
+            self.by_place.insert(place, ino);
+        }
+    }
+
+    /// Forgets a name, and says whose it was.
+    fn unsettle(&mut self, place: &Place) -> Option<Ino> {
+        let ino = self.by_place.remove(place)?;
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.places.retain(|other| other != place);
+        }
+        if let Some(parent) = self.nodes.get_mut(&place.parent) {
+            parent.below -= 1;
+        }
+        self.drop_unused(place.parent);
+        Some(ino)
+    }
+
+    pub(super) fn forget(&mut self, ino: Ino, count: u64) {
+        if ino == Ino::ROOT {
+            return;
+        }
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.references = node.references.saturating_sub(count);
+        }
+        self.drop_unused(ino);
+    }
+
+    /// Drops a node that nobody refers to and nothing is below, then perhaps those above: each step goes up.
+    fn drop_unused(&mut self, ino: Ino) {
+        let mut unused = vec![ino];
+        while let Some(ino) = unused.pop() {
+            if self.nodes.get(&ino).is_none_or(|node| node.references > 0 || node.below > 0) {
+                continue;
+            }
+            let Some(node) = self.nodes.remove(&ino) else { continue };
+            if self.by_identity.get(&node.identity) == Some(&ino) {
+                self.by_identity.remove(&node.identity);
+            }
+            for place in node.places {
+                self.by_place.remove(&place);
+                if let Some(parent) = self.nodes.get_mut(&place.parent) {
+                    parent.below -= 1;
+                }
+                unused.push(place.parent);
+            }
+        }
+    }
+
+    /// The descriptor of a node, if there is one.
+    pub(super) fn kept(&mut self, ino: Ino) -> Option<Arc<OwnedFd>> {
+        let node = self.nodes.get_mut(&ino)?;
+        node.is_recent = true;
+        node.fd.clone()
+    }
+
+    /// Keeps a descriptor, for which another one may go.
+    pub(super) fn keep(&mut self, ino: Ino, fd: &Arc<OwnedFd>) {
+        let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.fd.is_none()) else { return };
+        node.fd = Some(Arc::clone(fd));
+        node.is_recent = true;
+        self.kept.push_back(ino);
+        // Each turn takes one out, or takes from one the mark that saves it once.
+        while self.kept.len() > self.limit {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            match self.nodes.get_mut(&oldest) {
+                Some(node) if node.is_pinned => {}
+                Some(node) if node.is_recent && oldest != ino => {
+                    node.is_recent = false;
+                    self.kept.push_back(oldest);
+                }
+                Some(node) => node.fd = None,
+                None => {}
+            }
+        }
+    }
+
+    /// Keeps a descriptor until the node is forgotten.
+    pub(super) fn pin(&mut self, ino: Ino, fd: Arc<OwnedFd>) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.fd = Some(fd);
+            node.is_pinned = true;
+        }
+    }
+
+    /// The node at a name, if that is the only name known of it.
+    pub(super) fn only_at(&self, parent: Ino, name: &OsStr) -> Option<Ino> {
+        let place = Place { parent, name: name.to_owned() };
+        let ino = self.by_place.get(&place)?;
+        (self.nodes.get(ino)?.places.len() == 1).then_some(*ino)
+    }
+
+    /// A name was removed. `kept` is a descriptor of what it led to, if that has no other name.
+    pub(super) fn lose(&mut self, parent: Ino, name: &OsStr, kept: Option<Arc<OwnedFd>>) {
+        let Some(ino) = self.unsettle(&Place { parent, name: name.to_owned() }) else { return };
+        if let Some(fd) = kept {
+            self.pin(ino, fd);
+        }
+        self.drop_unused(ino);
+    }
+
+    /// A name was moved. The new one leads nowhere that is known.
+    pub(super) fn relocate(&mut self, from: (Ino, &OsStr), to: (Ino, &OsStr)) {
+        let [from, to] = [from, to].map(|(parent, name)| Place { parent, name: name.to_owned() });
+        let Some(&ino) = self.by_place.get(&from) else { return };
+        // First the new name: the directory above must not be dropped in between.
+        self.settle(ino, to);
+        self.unsettle(&from);
+    }
+
+    /// Two names were exchanged.
+    pub(super) fn exchange(&mut self, one: (Ino, &OsStr), other: (Ino, &OsStr)) {
+        let [one, other] = [one, other].map(|(parent, name)| Place { parent, name: name.to_owned() });
+        let inos = [&one, &other].map(|place| self.by_place.get(place).copied());
+        let [at_one, at_other] = inos;
+        // Held, so that neither they nor what is above them is dropped between two steps.
+        let held: Vec<Ino> =
+            [at_one, at_other, Some(one.parent), Some(other.parent)].into_iter().flatten().collect();
+        held.iter().for_each(|ino| self.hold(*ino));
+        self.unsettle(&one);
+        self.unsettle(&other);
+        if let Some(ino) = at_one {
+            self.settle(ino, other);
+        }
+        if let Some(ino) = at_other {
+            self.settle(ino, one);
+        }
+        held.iter().for_each(|ino| self.forget(*ino, 1));
+    }
+
+    fn hold(&mut self, ino: Ino) {
+        if let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino != Ino::ROOT) {
+            node.references += 1;
+        }
+    }
+
+    pub(super) fn remember_writer(&mut self, ino: Ino, file: &Arc<HostFile>) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.writers.retain(|writer| writer.strong_count() > 0);
+            node.writers.push(Arc::downgrade(file));
+        }
+    }
+
+    pub(super) fn writer(&self, ino: Ino) -> Option<Arc<HostFile>> {
+        self.nodes.get(&ino)?.writers.iter().find_map(Weak::upgrade)
+    }
+
+    pub(super) fn listing(&mut self, ino: Ino) -> Result<Arc<Listing>> {
+        Ok(Arc::clone(self.node_mut(ino)?.listing.get_or_insert_default()))
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.nodes.len(), self.nodes.values().filter(|node| node.fd.is_some()).count())
+    }
+}
+
+impl Node {
+    fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            places: Vec::new(),
+            references: 0,
+            below: 0,
+            fd: None,
+            is_pinned: false,
+            is_recent: false,
+            writers: Vec::new(),
+            listing: None,
+        }
+    }
+}

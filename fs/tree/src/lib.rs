@@ -1,0 +1,16 @@
+//! `tree`: helpers for drivers of trees, and for programs that look into one without a kernel.
+//!
+//! * [`memory`]: a tree in memory; what an archive is filled into.
+//! * [`hostdir`]: a directory of the host system.
+//! * [`path`]: a tree from a driver that thinks in paths.
+//! * [`walk`]: paths resolved, directories listed, files read.
+
+#![forbid(unsafe_code)]
+
+mod listing;
+mod set_id;
+
+pub mod hostdir;
+pub mod memory;
+pub mod path;
+pub mod walk;

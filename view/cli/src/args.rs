@@ -1,0 +1,257 @@
+//! The command line of `veduta`, defined once: help, manual pages and completions all come from here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const ABOUT: &str = "Mount and look into disk images without root";
+
+const LONG_ABOUT: &str = "\
+Mount and look into disk images without root.
+
+Veduta recognises what an image holds (an ext2, ext3 or ext4 filesystem, an ISO 9660 disc, a disk with \
+partitions), mounts it through FUSE as an ordinary user, and where no mount is possible at all (in a container \
+without /dev/fuse, say) still lists and copies what is inside.
+
+An image is never changed by looking at it: everything that this release mounts is read-only, and a journal that waits to be \
+replayed is replayed in memory.";
+
+const SOURCES: &str = "\
+SOURCES
+  disk.img        an image file, or a block device such as /dev/sdb
+  disk.img#2      partition 2 of it
+  disk.img:/etc   the path /etc in it (for ls, cat and cp)
+
+EXAMPLES
+  veduta tour                          a guided first run
+  veduta mount disk.img /mnt           type found by looking; see `veduta types`
+  veduta mount -o uid=1000 cd.iso /mnt
+  veduta umount /mnt
+  veduta info disk.img                 format, label, features, usage, health
+  veduta ls -l disk.img#2:/etc         without any mount
+  veduta cp -r disk.img#2:/etc out/
+
+EXIT STATUS
+  0 done   1 wrong usage   2 the system refused something   32 the mount failed
+
+ENVIRONMENT
+  VEDUTA_LOG   what is logged to standard error: error, warn (the default), info, debug, trace";
+
+/// Mount and look into disk images without root.
+#[derive(Parser)]
+#[command(
+    name = "veduta",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = SOURCES,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    disable_help_subcommand = false
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Mount an image on a directory
+    ///
+    /// Looks at SOURCE to find its type, mounts it on DIR through FUSE, and returns once the mount answers; the
+    /// server then runs in the background until `veduta umount DIR` (or umount, or fusermount3 -u).
+    ///
+    /// Works as root, as an ordinary user where fusermount3 is installed, and in a user namespace (unshare -rm) with nothing
+    /// but an accessible /dev/fuse. `veduta doctor` tells which of these this machine allows.
+    #[command(after_help = "\
+EXAMPLES
+  veduta mount disk.img /mnt
+  veduta mount disk.img#2 /mnt -o allow_other
+  veduta mount -t iso9660 -o norock,uid=1000 cd.iso /mnt
+
+In /etc/fstab, with the driver program instead:
+  /srv/disk.img  /mnt  fuse.umfuseext2  ro,noauto,user  0 0")]
+    Mount(Mount),
+    /// End a mount
+    ///
+    /// Unmounts DIR as root, in one's own user namespace, or through fusermount3, whichever is allowed.
+    Umount(Umount),
+    /// Tell what an image is: format, features, label, UUID, usage, health
+    ///
+    /// Needs no mount and changes nothing. A disk with partitions is shown with what each of them holds.
+    Info(Info),
+    /// List a directory of an image, without a mount
+    Ls(Ls),
+    /// Print files of an image, without a mount
+    Cat(Cat),
+    /// Copy files out of an image, without a mount
+    ///
+    /// Keeps modes, times, symbolic links, hard links and holes; with -a also owners, extended attributes and device nodes, as
+    /// far as the system allows, and says what it could not keep.
+    Cp(Cp),
+    /// Tell what this machine allows, what that means, and what to do for more
+    Doctor(Doctor),
+    /// List the types that can be mounted, or the options of one
+    Types(Types),
+    /// A guided first run on the bundled sample image
+    ///
+    /// Unpacks a small disk image to a temporary directory, looks at it, mounts it, looks around, unmounts it and removes it,
+    /// and says at each step what it does and why. Works as root and as an ordinary user; where no mount is possible it shows
+    /// the same by reading the image, and says what would allow more.
+    Tour,
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "EXAMPLE\n  veduta completions bash > ~/.local/share/bash-completion/completions/veduta"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all manual pages into a directory
+    Man {
+        /// The command whose page to print; the page of veduta itself if none
+        command: Option<String>,
+        /// Write veduta.1, veduta-mount.1, ... and the pages of the driver programs into this directory
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        out: Option<PathBuf>,
+    },
+    #[command(name = "__trial", hide = true)]
+    Trial {
+        /// Which trial `doctor` wants made in a process of its own
+        what: String,
+        dir: Option<PathBuf>,
+    },
+}
+
+/// How an image is to be read.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Reading {
+    /// The type of the image; `auto` looks at it. `veduta types` lists them
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "auto")]
+    pub(crate) type_name: String,
+    /// Options, separated by commas, in the words of mount(8). `veduta types TYPE` lists them
+    #[arg(short, long, value_name = "LIST")]
+    pub(crate) options: Vec<String>,
+}
+
+/// `veduta mount`
+#[derive(Args)]
+pub(crate) struct Mount {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+    /// Stay in the foreground and log every request
+    #[arg(short, long)]
+    pub(crate) debug: bool,
+    /// An image, a block device, or a partition of either (disk.img#2)
+    pub(crate) source: OsString,
+    /// The directory on which it is to appear
+    pub(crate) dir: PathBuf,
+}
+
+/// `veduta umount`
+#[derive(Args)]
+pub(crate) struct Umount {
+    /// Detach at once, even if it is in use; the server ends when the last user does
+    #[arg(short, long)]
+    pub(crate) lazy: bool,
+    /// The directory on which it is mounted
+    #[arg(required = true)]
+    pub(crate) dirs: Vec<PathBuf>,
+}
+
+/// `veduta info`
+#[derive(Args)]
+pub(crate) struct Info {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// An image, a block device, or a partition of either
+    pub(crate) source: OsString,
+}
+
+/// `veduta ls`
+#[derive(Args)]
+pub(crate) struct Ls {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// Show mode, links, owner, size and time
+    #[arg(short, long)]
+    pub(crate) long: bool,
+    /// Show names that begin with a dot
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Show the directory itself, not what it holds
+    #[arg(short, long)]
+    pub(crate) directory: bool,
+    /// Go down into directories
+    #[arg(short = 'R', long)]
+    pub(crate) recursive: bool,
+    /// Show inode numbers
+    #[arg(short, long)]
+    pub(crate) inode: bool,
+    /// Show sizes as 1.5K, 2M
+    #[arg(short = 'H', long = "human-readable")]
+    pub(crate) human: bool,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// IMAGE or IMAGE:PATH
+    #[arg(required = true, value_name = "IMAGE[:PATH]")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+/// `veduta cat`
+#[derive(Args)]
+pub(crate) struct Cat {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// IMAGE:PATH
+    #[arg(required = true, value_name = "IMAGE:PATH")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+/// `veduta cp`
+#[derive(Args)]
+pub(crate) struct Cp {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// Copy directories and what they hold
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// As -r, and keep owners, extended attributes and device nodes too
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Say each name
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// What to copy: IMAGE:PATH, one or more; then where to: a file or directory of this system
+    #[arg(required = true, num_args = 2.., value_name = "IMAGE:PATH... DEST")]
+    pub(crate) paths: Vec<OsString>,
+}
+
+/// `veduta doctor`
+#[derive(Args)]
+pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `veduta types`
+#[derive(Args)]
+pub(crate) struct Types {
+    /// The type whose options to show
+    pub(crate) type_name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,77 @@
+//! `veduta`: all of Veduta in one program. Run under a driver's name (`umfuseext2`), it is that driver.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod copy;
+mod doctor;
+mod failure;
+mod info;
+mod look;
+mod manual;
+mod modules;
+mod mount;
+mod progress;
+mod render;
+mod source;
+mod tour;
+mod types;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let program = std::env::args_os().next().unwrap_or_default();
+    if let Some(module) = modules::for_program(&program) {
+        return veduta_fuse::driver_main(module);
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures; a closed pipe behind them is nobody's business.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    match run(&cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("veduta: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode, Failure> {
+    if !matches!(command, Command::Mount(_)) {
+        veduta_fuse::log_to_stderr(std::env::var("VEDUTA_LOG").ok().as_deref());
+    }
+    match command {
+        Command::Mount(args) => return mount::run(args),
+        Command::Umount(args) => mount::umount(args)?,
+        Command::Info(args) => info::run(args)?,
+        Command::Ls(args) => look::ls(args)?,
+        Command::Cat(args) => look::cat(args)?,
+        Command::Cp(args) => copy::run(args)?,
+        Command::Doctor(args) => doctor::run(args)?,
+        Command::Types(args) => types::run(args)?,
+        Command::Tour => tour::run()?,
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { command, out } => manual::man(command.as_deref(), out.as_deref())?,
+        Command::Trial { what, dir } => doctor::run_trial(what, dir.as_deref())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A failure to write to standard output. A reader that has seen enough (`| head`) is none: the program just ends.
+pub(crate) fn output_failed(error: &std::io::Error) -> Failure {
+    if error.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+    Failure::system(format!("standard output: {error}"))
+}

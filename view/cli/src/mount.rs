@@ -1,0 +1,52 @@
+//! `veduta mount` and `veduta umount`.
+
+use std::process::ExitCode;
+
+use veduta_api::{Errno, MountErrorKind};
+use veduta_disk::HostWorld;
+use veduta_fuse::{MountCommand, MountPoint};
+
+use crate::args;
+use crate::failure::Failure;
+use crate::{modules, source};
+
+/// Finds the type and mounts. Returns when the mount answers (or, in the foreground, when it has ended).
+pub(crate) fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
+    let options = source::options(&args.reading.options)?;
+    let module = match args.reading.type_name.as_str() {
+        "auto" => {
+            let mut options = options.clone();
+            let world = HostWorld::from_options(&mut options).map_err(|error| Failure::usage(error.0))?;
+            source::pick(&args.source, &world)?
+        }
+        name => modules::named(name).map_err(|error| Failure::usage(error.message))?,
+    };
+    let command = MountCommand {
+        source: args.source.clone(),
+        point: args.dir.clone(),
+        options,
+        foreground: args.foreground,
+        debug: args.debug,
+    };
+    Ok(veduta_fuse::mount_main(module, &format!("umfuse{}", module.name()), command))
+}
+
+/// Ends mounts, and says of each that could not be ended why.
+pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
+    let mut failed = None;
+    for dir in &args.dirs {
+        let ended = MountPoint::at(dir).and_then(|point| point.unmount(args.lazy));
+        if let Err(error) = ended {
+            let hint =
+                if error.errno == Errno::EBUSY && !args.lazy { " (-l detaches it all the same)" } else { "" };
+            let failure = match error.kind {
+                MountErrorKind::Usage => Failure::mount(None, dir.as_os_str(), &error),
+                _ => Failure::not_unmounted(format!("{}{hint}", error.message)),
+            };
+            if let Some(earlier) = failed.replace(failure) {
+                eprintln!("veduta: {earlier}");
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
