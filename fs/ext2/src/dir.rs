@@ -1,18 +1,19 @@
 //! Directories: names, and the inodes that they lead to.
 //!
-//! Layout: each block is a chain of entries that fills it: inode (0 for free room), length of the entry, length of the name,
-//! type (`filetype`; else the name's length has 16 bits), name. An index ([`crate::htree`]) hides in blocks
-//! that look like one free entry, so every directory can be read in the order of its blocks. With
-//! `metadata_csum` each block ends in a false entry of 12 bytes that holds a CRC-32C. Small directories may be inline:
-//! the parent's number, and entries in i_block, then in the attribute `system.data`.
+//! Layout: each block is a chain of entries that fills it: inode (0 for free room), length of the entry,
+//! length of the name, type (`filetype`; else the name's length has 16 bits), name. An index
+//! ([`crate::htree`]) hides in blocks that look like one free entry, so every directory can be read in the
+//! order of its blocks. With `metadata_csum` each block ends in a false entry of 12 bytes that holds a
+//! CRC-32C. Small directories may be inline: the parent's number, and entries in i_block, then in the
+//! attribute `system.data`.
 //!
-//! A position in a listing is the offset of the next entry in the directory. Names that fast commits added follow those on
-//! the disk, and are counted from [`ADDED`].
+//! A position in a listing is the offset of the next entry in the directory. Names that fast commits added
+//! follow those on the disk, and are counted from [`ADDED`].
 //!
 //! # Limits
 //!
-//! Names in encrypted directories are listed in base64 (the alphabet for URLs) of what is stored, since there are no keys. It
-//! is not the kernel's form for them.
+//! Names in encrypted directories are listed in base64 (the alphabet for URLs) of what is stored, since there
+//! are no keys. It is not the kernel's form for them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -117,7 +118,8 @@ impl Dir {
         }
         if self.is_indexed(volume) {
             match htree::find(volume, self, &wanted) {
-                // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others than ours.
+                // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others
+                // than ours.
                 Ok(None) if self.inode().has(FLAG_CASEFOLD) && !name.is_ascii() => {}
                 Err(Error::Corrupt(_) | Error::Unsupported(_)) => {
                     tracing::warn!("ext2: inode {}: the directory's index is of no use", self.inode().ino);
@@ -172,8 +174,8 @@ impl Dir {
         Ok(found)
     }
 
-    /// Reads a block of the directory and checks its sum; of those that follow it on the disk, up to `ahead` in all are read
-    /// with it.
+    /// Reads a block of the directory and checks its sum; of those that follow it on the disk, up to `ahead`
+    /// in all are read with it.
     pub(crate) fn block(&self, volume: &Volume, index: u64, ahead: u64) -> Result<(u64, Block)> {
         let run = self.map.find(volume, index)?;
         let Some(number) = run.physical else {
@@ -246,8 +248,9 @@ impl Dir {
     }
 }
 
-/// Hands out the entries in use of a block (or a part of an inline directory) that starts at position `base`, from position
-/// `from` on. Encrypted names may hold any byte. Each entry is at least 12 bytes long, so the chain ends.
+/// Hands out the entries in use of a block (or a part of an inline directory) that starts at position `base`,
+/// from position `from` on. Encrypted names may hold any byte. Each entry is at least 12 bytes long, so the
+/// chain ends.
 fn entries(
     volume: &Volume,
     encrypted: bool,
@@ -287,7 +290,8 @@ fn entries(
     Ok(ControlFlow::Continue(()))
 }
 
-/// The length of an entry. In blocks of 64 KiB, lengths that do not fit have their two highest bits in the two lowest.
+/// The length of an entry. In blocks of 64 KiB, lengths that do not fit have their two highest bits in the
+/// two lowest.
 fn entry_len(stored: u16, block_size: usize) -> usize {
     let stored = usize::from(stored);
     match stored {
@@ -310,7 +314,8 @@ fn kind_of(code: u8) -> Option<Kind> {
     })
 }
 
-/// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own entries.
+/// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own
+/// entries.
 fn sum_is_right(block: &[u8], seed: u32) -> bool {
     let at = block.len() - TAIL;
     let tail = slice(block, at, TAIL);

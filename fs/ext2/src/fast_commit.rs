@@ -1,12 +1,13 @@
-//! Fast commits: what changed since the last whole transaction, told as changes to files and not as copies of blocks.
+//! Fast commits: what changed since the last whole transaction, told as changes to files and not as copies of
+//! blocks.
 //!
-//! Layout: blocks behind the ring of the journal, filled with records: type and length (16 bits each, little-endian,
-//! unlike the rest of the journal), then the value. The first is a head that names the transaction that it all would be part of;
-//! each commit ends in a tail, which fills its block, with that number again and a CRC-32C from the last tail on. What
-//! follows the last tail that is right does not count.
+//! Layout: blocks behind the ring of the journal, filled with records: type and length (16 bits each,
+//! little-endian, unlike the rest of the journal), then the value. The first is a head that names the
+//! transaction that it all would be part of; each commit ends in a tail, which fills its block, with that
+//! number again and a CRC-32C from the last tail on. What follows the last tail that is right does not count.
 //!
-//! Nothing is written, so the changes are kept beside the volume: inodes by number, runs of their content, names in
-//! directories. They are few: the area is 256 blocks unless somebody chose otherwise.
+//! Nothing is written, so the changes are kept beside the volume: inodes by number, runs of their content,
+//! names in directories. They are few: the area is 256 blocks unless somebody chose otherwise.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -60,7 +61,8 @@ pub(crate) struct Changes {
     runs: HashMap<u32, BTreeMap<u64, Run>>,
     /// For each directory, names and what they lead to now.
     pub(crate) names: HashMap<u32, BTreeMap<Vec<u8>, Option<u32>>>,
-    /// New inodes, and the directories that they were made in. What a new directory has on the disk does not count.
+    /// New inodes, and the directories that they were made in. What a new directory has on the disk does not
+    /// count.
     pub(crate) made: HashMap<u32, u32>,
 }
 
@@ -143,7 +145,8 @@ impl Changes {
         self.inodes.is_empty() && self.runs.is_empty() && self.names.is_empty()
     }
 
-    /// What is known of a block of a file: the run that holds it, or else the first block behind it that is in one.
+    /// What is known of a block of a file: the run that holds it, or else the first block behind it that is
+    /// in one.
     pub(crate) fn run(&self, ino: u32, block: u64) -> (Option<Run>, u64) {
         let Some(runs) = self.runs.get(&ino) else { return (None, u64::MAX) };
         let holding = runs.range(..=block).next_back().map(|(_, run)| *run);
@@ -192,8 +195,9 @@ impl Changes {
         Ok(())
     }
 
-    /// All fields but i_block come from the commit. That one does too unless it is the root of a tree of extents, to which
-    /// changes come as runs. What the number's former owner had (another generation) does not count.
+    /// All fields but i_block come from the commit. That one does too unless it is the root of a tree of
+    /// extents, to which changes come as runs. What the number's former owner had (another generation) does
+    /// not count.
     fn patch(&mut self, volume: &Volume, ino: u32, record: &[u8]) -> Result<Block> {
         let old = match self.inodes.get(&ino) {
             Some(record) => record.to_vec(),

@@ -1,12 +1,13 @@
 //! The journal: what was committed to it and has not reached its place yet.
 //!
-//! Layout: a file (inode 8) whose block 0 is a superblock of its own, and whose other blocks are a ring. All numbers are
-//! big-endian. A transaction is descriptor blocks, each followed by the copies of the blocks that its tags name, blocks of
-//! revocations ("an older copy of this block must not be replayed"), and a commit block. Each of these starts with
-//! magic, type and the transaction's sequence number; the first block that does not ends the log.
+//! Layout: a file (inode 8) whose block 0 is a superblock of its own, and whose other blocks are a ring. All
+//! numbers are big-endian. A transaction is descriptor blocks, each followed by the copies of the blocks that
+//! its tags name, blocks of revocations ("an older copy of this block must not be replayed"), and a commit
+//! block. Each of these starts with magic, type and the transaction's sequence number; the first block that
+//! does not ends the log.
 //!
-//! Nothing is written. The transactions from the start of the log to the last complete one become an [`Overlay`].
-//! [Fast commits](crate::fast_commit) may follow.
+//! Nothing is written. The transactions from the start of the log to the last complete one become an
+//! [`Overlay`]. [Fast commits](crate::fast_commit) may follow.
 
 use std::collections::{HashMap, HashSet};
 
@@ -259,7 +260,8 @@ impl<'a> Journal<'a> {
                     self.revoke(&block, &mut open)?;
                 }
                 TYPE_COMMIT => {
-                    // A block that is left from an earlier round of the ring may look like the next. Its time tells.
+                    // A block that is left from an earlier round of the ring may look like the next. Its time
+                    // tells.
                     let time = join(be32(&block, 52), be32(&block, 48));
                     let right = self.commit_is_right(&block, &open)?;
                     if open.doubtful && right && time >= last_time {

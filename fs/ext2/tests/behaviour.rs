@@ -1,4 +1,5 @@
-//! What the driver promises beside the right answers: how much it reads, what it says of damage, which options it takes.
+//! What the driver promises beside the right answers: how much it reads, what it says of damage, which
+//! options it takes.
 //!
 //! Needs mke2fs, debugfs and e2fsck.
 
