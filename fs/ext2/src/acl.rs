@@ -1,7 +1,8 @@
 //! POSIX ACLs: from the form on the disk to the form of `getxattr(2)`.
 //!
-//! Layout on the disk: version 1 (32 bits), then entries of tag and permissions (16 bits each), followed by a user or group
-//! where the tag wants one. The kernel's form is version 2, and every entry has 32 bits for an identity.
+//! Layout on the disk: version 1 (32 bits), then entries of tag and permissions (16 bits each), followed by a
+//! user or group where the tag wants one. The kernel's form is version 2, and every entry has 32 bits for an
+//! identity.
 
 use crate::bytes::{le16, le32};
 use crate::error::{Error, Result};

@@ -1,18 +1,19 @@
 //! Directories: names, and the inodes that they lead to.
 //!
-//! Layout: each block is a chain of entries that fills it: inode (0 for free room), length of the entry, length of the name,
-//! type (`filetype`; else the name's length has 16 bits), name. An index ([`crate::htree`]) hides in blocks
-//! that look like one free entry, so every directory can be read in the order of its blocks. With
-//! `metadata_csum` each block ends in a false entry of 12 bytes that holds a CRC-32C. Small directories may be inline:
-//! the parent's number, and entries in i_block, then in the attribute `system.data`.
+//! Layout: each block is a chain of entries that fills it: inode (0 for free room), length of the entry,
+//! length of the name, type (`filetype`; else the name's length has 16 bits), name. An index
+//! ([`crate::htree`]) hides in blocks that look like one free entry, so every directory can be read in the
+//! order of its blocks. With `metadata_csum` each block ends in a false entry of 12 bytes that holds a
+//! CRC-32C. Small directories may be inline: the parent's number, and entries in i_block, then in the
+//! attribute `system.data`.
 //!
-//! A position in a listing is the offset of the next entry in the directory. Names that fast commits added follow those on
-//! the disk, and are counted from [`ADDED`].
+//! A position in a listing is the offset of the next entry in the directory. Names that fast commits added
+//! follow those on the disk, and are counted from [`ADDED`].
 //!
 //! # Limits
 //!
-//! Names in encrypted directories are listed in base64 (the alphabet for URLs) of what is stored, since there are no keys. It
-//! is not the kernel's form for them.
+//! Names in encrypted directories are listed in base64 (the alphabet for URLs) of what is stored, since there
+//! are no keys. It is not the kernel's form for them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -117,7 +118,8 @@ impl Dir {
         }
         if self.is_indexed(volume) {
             match htree::find(volume, self, &wanted) {
-                // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others than ours.
+                // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others
+                // than ours.
                 Ok(None) if self.inode().has(FLAG_CASEFOLD) && !name.is_ascii() => {}
                 Err(Error::Corrupt(_) | Error::Unsupported(_)) => {
                     tracing::warn!("ext2: inode {}: the directory's index is of no use", self.inode().ino);
@@ -159,8 +161,9 @@ impl Dir {
     /// Looks for a name in one block.
     pub(crate) fn find_in(&self, volume: &Volume, index: u64, wanted: &Wanted<'_>) -> Result<Option<u32>> {
         let (number, block) = self.block(volume, index, 1)?;
+        let encrypted = self.inode().has(FLAG_ENCRYPTED);
         let mut found = None;
-        let _ = entries(volume, &block, 0, 0, &mut |entry| {
+        let _ = entries(volume, encrypted, &block, 0, 0, &mut |entry| {
             if wanted.is(entry.name) && !matches!(entry.name, b"." | b"..") {
                 found = Some(entry.ino);
                 return ControlFlow::Break(());
@@ -171,8 +174,8 @@ impl Dir {
         Ok(found)
     }
 
-    /// Reads a block of the directory and checks its sum; of those that follow it on the disk, up to `ahead` in all are read
-    /// with it.
+    /// Reads a block of the directory and checks its sum; of those that follow it on the disk, up to `ahead`
+    /// in all are read with it.
     pub(crate) fn block(&self, volume: &Volume, index: u64, ahead: u64) -> Result<(u64, Block)> {
         let run = self.map.find(volume, index)?;
         let Some(number) = run.physical else {
@@ -224,9 +227,10 @@ impl Dir {
 
     /// All entries from `position` on, in the order of the disk.
     fn walk(&self, volume: &Volume, position: u64, sink: &mut Sink<'_>) -> Result<()> {
+        let encrypted = self.inode().has(FLAG_ENCRYPTED);
         if let Some(parts) = &self.inline {
             for (start, bytes) in parts {
-                if entries(volume, bytes, *start, position, sink)?.is_break() {
+                if entries(volume, encrypted, bytes, *start, position, sink)?.is_break() {
                     break;
                 }
             }
@@ -235,7 +239,7 @@ impl Dir {
         let bits = volume.sb.block_bits;
         for index in position >> bits..self.blocks(volume) {
             let (number, block) = self.block(volume, index, READ_AHEAD >> bits)?;
-            let flow = entries(volume, &block, index << bits, position, sink);
+            let flow = entries(volume, encrypted, &block, index << bits, position, sink);
             if flow.map_err(|error| error.in_block(number))?.is_break() {
                 break;
             }
@@ -244,10 +248,12 @@ impl Dir {
     }
 }
 
-/// Hands out the entries in use of a block (or a part of an inline directory) that starts at position `base`, from position
-/// `from` on. Each entry is at least 12 bytes long, so the chain ends.
+/// Hands out the entries in use of a block (or a part of an inline directory) that starts at position `base`,
+/// from position `from` on. Encrypted names may hold any byte. Each entry is at least 12 bytes long, so the
+/// chain ends.
 fn entries(
     volume: &Volume,
+    encrypted: bool,
     bytes: &[u8],
     base: u64,
     from: u64,
@@ -270,7 +276,7 @@ fn entries(
         if ino != 0 && position >= from {
             let name = slice(bytes, at + HEADER, name_len);
             let kind = if typed { kind_of(u8_at(head, 7)) } else { None };
-            if name.is_empty() || name.contains(&0) || name.contains(&b'/') {
+            if name.is_empty() || (!encrypted && name.iter().any(|byte| matches!(byte, 0 | b'/'))) {
                 return Err(Error::corrupt(format!(
                     "the directory entry at byte {at} has an impossible name"
                 )));
@@ -284,7 +290,8 @@ fn entries(
     Ok(ControlFlow::Continue(()))
 }
 
-/// The length of an entry. In blocks of 64 KiB, lengths that do not fit have their two highest bits in the two lowest.
+/// The length of an entry. In blocks of 64 KiB, lengths that do not fit have their two highest bits in the
+/// two lowest.
 fn entry_len(stored: u16, block_size: usize) -> usize {
     let stored = usize::from(stored);
     match stored {
@@ -307,7 +314,8 @@ fn kind_of(code: u8) -> Option<Kind> {
     })
 }
 
-/// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own entries.
+/// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own
+/// entries.
 fn sum_is_right(block: &[u8], seed: u32) -> bool {
     let at = block.len() - TAIL;
     let tail = slice(block, at, TAIL);

@@ -1,9 +1,9 @@
 //! Extents: a tree of runs, rooted in i_block.
 //!
-//! Layout: each node is a header of 12 bytes (magic F30A, entries, room for entries, depth, generation) and entries of 12
-//! bytes. In a leaf (depth 0) an entry is a run: first block in the file, length (more than 32768 means
-//! allocated but never written), first block on the volume. Above, an entry is the first block that its
-//! child covers, and the child's place. With `metadata_csum` a CRC-32C follows the room for entries.
+//! Layout: each node is a header of 12 bytes (magic F30A, entries, room for entries, depth, generation) and
+//! entries of 12 bytes. In a leaf (depth 0) an entry is a run: first block in the file, length (more than
+//! 32768 means allocated but never written), first block on the volume. Above, an entry is the first block
+//! that its child covers, and the child's place. With `metadata_csum` a CRC-32C follows the room for entries.
 
 use crate::bytes::{join, le16, le32, slice};
 use crate::checksum::crc32c;
@@ -98,7 +98,8 @@ impl<'a> Node<'a> {
     /// The root has none of its own: it is covered by the inode's.
     fn check_sum(&self, volume: &Volume, inode: &Inode) -> Result<()> {
         let end = (self.room + 1) * ENTRY;
-        // A block has no room for the sum only if its size is a multiple of the entries', which no power of two is.
+        // A block has no room for the sum only if its size is a multiple of the entries', which no power of
+        // two is.
         let sum = || crc32c(inode.checksum_seed, slice(self.bytes, 0, end));
         if !volume.sb.has_checksums() || sum() == le32(self.bytes, end) {
             return Ok(());

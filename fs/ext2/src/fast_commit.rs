@@ -1,12 +1,13 @@
-//! Fast commits: what changed since the last whole transaction, told as changes to files and not as copies of blocks.
+//! Fast commits: what changed since the last whole transaction, told as changes to files and not as copies of
+//! blocks.
 //!
-//! Layout: blocks behind the ring of the journal, filled with records: type and length (16 bits each, little-endian,
-//! unlike the rest of the journal), then the value. The first is a head that names the transaction that it all would be part of;
-//! each commit ends in a tail, which fills its block, with that number again and a CRC-32C from the last tail on. What
-//! follows the last tail that is right does not count.
+//! Layout: blocks behind the ring of the journal, filled with records: type and length (16 bits each,
+//! little-endian, unlike the rest of the journal), then the value. The first is a head that names the
+//! transaction that it all would be part of; each commit ends in a tail, which fills its block, with that
+//! number again and a CRC-32C from the last tail on. What follows the last tail that is right does not count.
 //!
-//! Nothing is written, so the changes are kept beside the volume: inodes by number, runs of their content, names in
-//! directories. They are few: the area is 256 blocks unless somebody chose otherwise.
+//! Nothing is written, so the changes are kept beside the volume: inodes by number, runs of their content,
+//! names in directories. They are few: the area is 256 blocks unless somebody chose otherwise.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,6 +23,9 @@ use crate::volume::Volume;
 const HEADER: usize = 4;
 /// Bytes of the older part of an inode, which every record of an inode has.
 const OLD_INODE: usize = 128;
+/// Where i_flags and i_generation stand.
+const FLAGS_AT: usize = 0x20;
+const GENERATION_AT: usize = 0x64;
 /// The longest run of blocks that were written.
 const MAX_LEN: u64 = 32768;
 
@@ -57,7 +61,8 @@ pub(crate) struct Changes {
     runs: HashMap<u32, BTreeMap<u64, Run>>,
     /// For each directory, names and what they lead to now.
     pub(crate) names: HashMap<u32, BTreeMap<Vec<u8>, Option<u32>>>,
-    /// New inodes, and the directories that they were made in. What a new directory has on the disk does not count.
+    /// New inodes, and the directories that they were made in. What a new directory has on the disk does not
+    /// count.
     pub(crate) made: HashMap<u32, u32>,
 }
 
@@ -131,7 +136,6 @@ pub(crate) fn apply(volume: &Volume, log: Log) -> Result<Changes> {
     for change in log.changes {
         changes.take(volume, change)?;
     }
-    changes.clear_tails();
     Ok(changes)
 }
 
@@ -141,7 +145,8 @@ impl Changes {
         self.inodes.is_empty() && self.runs.is_empty() && self.names.is_empty()
     }
 
-    /// What is known of a block of a file: the run that holds it, or else the first block behind it that is in one.
+    /// What is known of a block of a file: the run that holds it, or else the first block behind it that is
+    /// in one.
     pub(crate) fn run(&self, ino: u32, block: u64) -> (Option<Run>, u64) {
         let Some(runs) = self.runs.get(&ino) else { return (None, u64::MAX) };
         let holding = runs.range(..=block).next_back().map(|(_, run)| *run);
@@ -190,34 +195,28 @@ impl Changes {
         Ok(())
     }
 
-    /// A new inode has no attributes: those that stand behind its fields are of the one that was there before.
-    fn clear_tails(&mut self) {
-        for (_, record) in self.inodes.iter_mut().filter(|(ino, _)| self.made.contains_key(ino)) {
-            let mut bytes = record.to_vec();
-            let end = OLD_INODE + usize::from(le16(&bytes, OLD_INODE));
-            bytes.iter_mut().skip(end).for_each(|byte| *byte = 0);
-            *record = bytes.into();
-        }
-    }
-
-    /// All fields but i_block come from the commit. That one does too unless it is the root of a tree of extents, to which
-    /// changes come as runs.
-    fn patch(&self, volume: &Volume, ino: u32, record: &[u8]) -> Result<Block> {
+    /// All fields but i_block come from the commit. That one does too unless it is the root of a tree of
+    /// extents, to which changes come as runs. What the number's former owner had (another generation) does
+    /// not count.
+    fn patch(&mut self, volume: &Volume, ino: u32, record: &[u8]) -> Result<Block> {
         let old = match self.inodes.get(&ino) {
             Some(record) => record.to_vec(),
             None => volume.record(ino)?.bytes().to_vec(),
         };
-        let mut new = old.clone();
+        let is_new = le32(&old, GENERATION_AT) != le32(record, GENERATION_AT);
+        if is_new {
+            self.runs.remove(&ino);
+        }
+        let mut new = if is_new { vec![0; old.len()] } else { old.clone() };
         let len = record.len().min(new.len());
         new[..len].copy_from_slice(&record[..len]);
-        if le32(record, 0x20) & FLAG_EXTENTS != 0 {
-            let root = match le16(&old, BLOCK_AT) {
-                crate::extents::MAGIC => {
-                    slice(&old, BLOCK_AT, BLOCK_LEN).try_into().unwrap_or(crate::extents::empty_root())
-                }
-                _ => crate::extents::empty_root(),
+        if le32(record, FLAGS_AT) & FLAG_EXTENTS != 0 {
+            let kept = slice(&old, BLOCK_AT, BLOCK_LEN);
+            let root: &[u8] = match !is_new && le16(kept, 0) == crate::extents::MAGIC {
+                true => kept,
+                false => &crate::extents::empty_root(),
             };
-            new[BLOCK_AT..BLOCK_AT + BLOCK_LEN].copy_from_slice(&root);
+            new[BLOCK_AT..BLOCK_AT + BLOCK_LEN].copy_from_slice(root);
         }
         Ok(new.into())
     }

@@ -149,7 +149,8 @@ impl Features {
         names
     }
 
-    /// `ext2`, `ext3` or `ext4`, decided as blkid does: what ext3 does not know makes it ext4, a journal makes it ext3.
+    /// `ext2`, `ext3` or `ext4`, decided as blkid does: what ext3 does not know makes it ext4, a journal
+    /// makes it ext3.
     pub(crate) fn format(self) -> &'static str {
         if self.incompat & !EXT3_INCOMPAT != 0 || self.ro_compat & !EXT3_RO_COMPAT != 0 {
             "ext4"

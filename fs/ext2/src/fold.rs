@@ -1,12 +1,12 @@
 //! Names in casefold directories: when two are the same.
 //!
-//! Both are folded: case folded in full, decomposed canonically, without the code points that Unicode calls ignorable. Names
-//! that are not UTF-8 are compared as bytes.
+//! Both are folded: case folded in full, decomposed canonically, without the code points that Unicode calls
+//! ignorable. Names that are not UTF-8 are compared as bytes.
 //!
 //! # Limits
 //!
-//! The kernel's tables are of Unicode 12.1, ours are newer. Names with characters that came later, which the kernel
-//! compares as bytes, are folded here.
+//! The kernel's tables are of Unicode 12.1, ours are newer. Names with characters that came later, which the
+//! kernel compares as bytes, are folded here.
 
 use unicode_normalization::UnicodeNormalization;
 

@@ -43,8 +43,8 @@ impl Volume {
             .map_err(|error| error.in_block(number))
     }
 
-    /// Free clusters and free inodes. The kernel sums up the descriptors when it mounts; so does this, once, unless
-    /// there are very many.
+    /// Free clusters and free inodes. The kernel sums up the descriptors when it mounts; so does this, once,
+    /// unless there are very many.
     pub(crate) fn free_counts(&self) -> (u64, u64) {
         let noted = (self.sb.free_blocks >> self.sb.cluster_bits, u64::from(self.sb.free_inodes));
         if self.sb.group_count > SUMMED_GROUPS {
@@ -107,8 +107,8 @@ fn descriptor_block(sb: &Superblock, index: u32) -> u64 {
     sb.group_start(group) + u64::from(sb.has_super(group)) + shifted
 }
 
-/// Blocks (clusters, with `bigalloc`) that hold the structure of the filesystem and can never hold content, the journal
-/// left aside: what `df` takes off the size.
+/// Blocks (clusters, with `bigalloc`) that hold the structure of the filesystem and can never hold content,
+/// the journal left aside: what `df` takes off the size.
 pub(crate) fn overhead_clusters(sb: &Superblock) -> u64 {
     if sb.cluster_bits > 0 {
         // Structures of several groups may share a cluster, so it cannot be computed from the numbers alone.

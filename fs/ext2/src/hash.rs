@@ -1,7 +1,8 @@
 //! The hashes that directory indexes are sorted by.
 //!
-//! Three functions, and each in two variants, since compilers did not agree on whether a character has a sign. The lowest
-//! bit of a hash is always 0: an index sets it where names with one hash go on in the next block.
+//! Three functions, and each in two variants, since compilers did not agree on whether a character has a
+//! sign. The lowest bit of a hash is always 0: an index sets it where names with one hash go on in the next
+//! block.
 
 /// Which function, as in dx_root_info.hash_version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +26,8 @@ const INITIAL: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 const END: u32 = 0xffff_fffe;
 
 impl Hash {
-    /// By the number in a directory's index; `None` for one that is not known. Numbers 0 to 2 mean the variant that the
-    /// volume uses, 3 to 5 are unsigned.
+    /// By the number in a directory's index; `None` for one that is not known. Numbers 0 to 2 mean the
+    /// variant that the volume uses, 3 to 5 are unsigned.
     pub(crate) fn new(version: u8, unsigned: bool, seed: Option<[u32; 4]>) -> Option<Self> {
         let function = match version % 3 {
             _ if version > 5 => return None,
@@ -72,8 +73,8 @@ impl Hash {
 
     /// Four characters a word, the first highest; what is left over is filled with the length.
     fn words<const N: usize>(&self, part: &[u8]) -> [u32; N] {
-        // The length of all that is left would stand here in the kernel; its low byte is what counts for a last part, and a
-        // full part has no filling.
+        // The length of all that is left would stand here in the kernel; its low byte is what counts for a
+        // last part, and a full part has no filling.
         let pad = (part.len() as u32).wrapping_mul(0x0101_0101);
         let mut words = [pad; N];
         for (word, characters) in words.iter_mut().zip(part.chunks(4)) {

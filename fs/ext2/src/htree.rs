@@ -1,10 +1,11 @@
 //! The index of a directory: a tree of hashes that leads to the block in which a name must be.
 //!
-//! Layout: the root is block 0, behind the entries `.` and `..`, of which the second seems to fill the block: at byte 24 four
-//! zeros, hash function, length of this (8), levels below the root, flags; then the table. Other nodes are
-//! blocks that seem to be one free entry of 8 bytes of head, then the table: room (16 bits), entries (16
-//! bits), first child (32 bits), and pairs of hash and child, sorted. A child is a block of the directory. With
-//! `metadata_csum` the room ends 8 bytes before the block does, and a CRC-32C is in the last 4.
+//! Layout: the root is block 0, behind the entries `.` and `..`, of which the second seems to fill the block:
+//! at byte 24 four zeros, hash function, length of this (8), levels below the root, flags; then the table.
+//! Other nodes are blocks that seem to be one free entry of 8 bytes of head, then the table: room (16 bits),
+//! entries (16 bits), first child (32 bits), and pairs of hash and child, sorted. A child is a block of the
+//! directory. With `metadata_csum` the room ends 8 bytes before the block does, and a CRC-32C is in the last
+//! 4.
 //!
 //! A hash whose lowest bit is set says that names with the hash without it begin in the block before.
 
@@ -77,7 +78,8 @@ pub(crate) fn find(volume: &Volume, dir: &Dir, wanted: &Wanted<'_>) -> Result<Op
         .of(wanted.hashed());
     let mut path = vec![Node::new(volume, root, ROOT_TABLE, hash)?];
     descend(volume, dir, &mut path, levels, hash)?;
-    // Each round goes on to the next block of the index, of which there are no more than blocks in the directory.
+    // Each round goes on to the next block of the index, of which there are no more than blocks in the
+    // directory.
     for _ in 0..dir.blocks(volume) {
         let leaf = path.last().map_or(0, Node::child);
         if let Some(ino) = dir.find_in(volume, checked(volume, dir, leaf)?, wanted)? {
@@ -136,8 +138,8 @@ fn checked(volume: &Volume, dir: &Dir, child: u64) -> Result<u64> {
     }
 }
 
-/// Whether the sum of a block that is no chain of entries is that of a node. It covers the entries in use, and four zeros in
-/// its own place.
+/// Whether the sum of a block that is no chain of entries is that of a node. It covers the entries in use,
+/// and four zeros in its own place.
 pub(crate) fn sum_is_right(block: &[u8], seed: u32) -> bool {
     let table = match is_one_free_entry(block) {
         true => NODE_TABLE,

@@ -1,8 +1,8 @@
 //! Block lists: how ext2 and ext3 tell where content is.
 //!
-//! Layout: i_block is 15 numbers of 32 bits. Twelve are the first blocks of the file; the others lead to blocks full of
-//! numbers, which lead to content directly, through one more level, or through two more. Zero is a hole,
-//! at any level. Nothing carries a checksum.
+//! Layout: i_block is 15 numbers of 32 bits. Twelve are the first blocks of the file; the others lead to
+//! blocks full of numbers, which lead to content directly, through one more level, or through two more. Zero
+//! is a hole, at any level. Nothing carries a checksum.
 
 use crate::bytes::le32;
 use crate::error::{Error, Result};
@@ -13,7 +13,8 @@ use crate::volume::Volume;
 /// Numbers in i_block that lead to content.
 const DIRECT: u64 = 12;
 
-/// The leaf that covers `block`: the direct blocks, one block of numbers, or the whole stretch under a number that is zero.
+/// The leaf that covers `block`: the direct blocks, one block of numbers, or the whole stretch under a number
+/// that is zero.
 pub(crate) fn leaf(volume: &Volume, inode: &Inode, block: u64) -> Result<Leaf> {
     if block < DIRECT {
         return list(volume, &inode.block[..DIRECT as usize * 4], 0);

@@ -1,7 +1,7 @@
 //! Inodes: everything about a node but its names.
 //!
-//! Layout: a record of 128 bytes as ext2 had it, in which 60 bytes (i_block) tell where the content is or are the
-//! content themselves; behind it i_extra_isize bytes of later fields, then extended attributes up to the
+//! Layout: a record of 128 bytes as ext2 had it, in which 60 bytes (i_block) tell where the content is or are
+//! the content themselves; behind it i_extra_isize bytes of later fields, then extended attributes up to the
 //! end of the record. With `metadata_csum` the whole record has a CRC-32C.
 
 use veduta_api::{Attr, Device, FileFlags, Kind, Perm, Timestamp};
@@ -350,23 +350,23 @@ pub(crate) fn check_root(volume: &Volume) -> Result<()> {
     }
 }
 
-/// Signed seconds; the two lowest bits of the extra field count how often 2^32 is to be added, the rest are nanoseconds.
+/// Signed seconds; the two lowest bits of the extra field count how often 2^32 is to be added, the rest are
+/// nanoseconds.
 fn decode_time(base: u32, extra: u32) -> Timestamp {
     let seconds = i64::from(base as i32) + (i64::from(extra & 3) << 32);
     Timestamp { seconds, nanos: (extra >> 2).min(999_999_999) }
 }
 
-/// The sum has 16 bits in the old record, and 16 more among the extra fields if they reach so far.
+/// The sum has 16 bits in the old record, and 16 more among the extra fields if they reach so far. Both
+/// places count as zeros.
 fn check_sum(bytes: &[u8], extra: usize, seed: u32) -> Result<()> {
-    let mut copy = bytes.to_vec();
-    let has_high = OLD_SIZE + extra >= CHECKSUM_HIGH_AT + 2;
-    let mut stored = u32::from(le16(bytes, CHECKSUM_LOW_AT));
-    if has_high {
-        stored |= u32::from(le16(bytes, CHECKSUM_HIGH_AT)) << 16;
-        copy[CHECKSUM_HIGH_AT..CHECKSUM_HIGH_AT + 2].fill(0);
-    }
-    let sum = crc32c_without(seed, &copy, CHECKSUM_LOW_AT, 2);
-    let sum = if has_high { sum } else { sum & 0xffff };
+    let (low, rest) = bytes.split_at(bytes.len().min(CHECKSUM_HIGH_AT));
+    let sum = crc32c_without(seed, low, CHECKSUM_LOW_AT, 2);
+    let stored = u32::from(le16(low, CHECKSUM_LOW_AT));
+    let (sum, stored) = match OLD_SIZE + extra >= CHECKSUM_HIGH_AT + 2 {
+        true => (crc32c_without(sum, rest, 0, 2), stored | u32::from(le16(rest, 0)) << 16),
+        false => (crc32c(sum, rest) & 0xffff, stored),
+    };
     if sum == stored { Ok(()) } else { Err(Error::corrupt("the checksum of the inode is wrong")) }
 }
 

@@ -1,14 +1,15 @@
 //! The journal: what was committed to it and has not reached its place yet.
 //!
-//! Layout: a file (inode 8) whose block 0 is a superblock of its own, and whose other blocks are a ring. All numbers are
-//! big-endian. A transaction is descriptor blocks, each followed by the copies of the blocks that its tags name, blocks of
-//! revocations ("an older copy of this block must not be replayed"), and a commit block. Each of these starts with
-//! magic, type and the transaction's sequence number; the first block that does not ends the log.
+//! Layout: a file (inode 8) whose block 0 is a superblock of its own, and whose other blocks are a ring. All
+//! numbers are big-endian. A transaction is descriptor blocks, each followed by the copies of the blocks that
+//! its tags name, blocks of revocations ("an older copy of this block must not be replayed"), and a commit
+//! block. Each of these starts with magic, type and the transaction's sequence number; the first block that
+//! does not ends the log.
 //!
-//! Nothing is written. The transactions from the start of the log to the last complete one become an [`Overlay`].
-//! [Fast commits](crate::fast_commit) may follow.
+//! Nothing is written. The transactions from the start of the log to the last complete one become an
+//! [`Overlay`]. [Fast commits](crate::fast_commit) may follow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::bytes::{be16, be32, join, slice, u8_at};
 use crate::checksum::{crc32_be, crc32c, crc32c_without};
@@ -41,6 +42,8 @@ const TAG_LAST: u32 = 8;
 const HEADER: usize = 12;
 /// Blocks for fast commits if the superblock does not say.
 const FAST_COMMIT_BLOCKS: u32 = 256;
+/// The longest journal that mke2fs makes.
+const MAX_BLOCKS: u32 = 10_240_000;
 /// The shortest ring beside an area for fast commits.
 const MIN_BLOCKS: u32 = 1024;
 
@@ -138,10 +141,8 @@ struct Journal<'a> {
     seed: u32,
 }
 
-/// A block that a transaction changes.
+/// Where the copy of a block is.
 struct Tag {
-    /// The block of the volume.
-    target: u64,
     /// The block of the journal that holds the copy.
     copy: u32,
     sequence: u32,
@@ -152,7 +153,8 @@ struct Tag {
 /// All whole transactions.
 #[derive(Default)]
 struct Log {
-    tags: Vec<Tag>,
+    /// The newest copy of each block. Older ones never count: what revokes the newest revokes them too.
+    tags: HashMap<u64, Tag>,
     /// For each block the last transaction that revoked it.
     revoked: HashMap<u64, u32>,
     transactions: u32,
@@ -215,6 +217,9 @@ impl<'a> Journal<'a> {
                 "it is said to have {length} blocks, but there are {blocks}"
             )));
         }
+        if length > MAX_BLOCKS {
+            return Err(Error::corrupt(format!("{length} blocks are too many")));
+        }
         let inside = journal.first..journal.end;
         if inside.start == 0 || inside.is_empty() || (journal.start != 0 && !inside.contains(&journal.start))
         {
@@ -255,7 +260,8 @@ impl<'a> Journal<'a> {
                     self.revoke(&block, &mut open)?;
                 }
                 TYPE_COMMIT => {
-                    // A block that is left from an earlier round of the ring may look like the next. Its time tells.
+                    // A block that is left from an earlier round of the ring may look like the next. Its time
+                    // tells.
                     let time = join(be32(&block, 52), be32(&block, 48));
                     let right = self.commit_is_right(&block, &open)?;
                     if open.doubtful && right && time >= last_time {
@@ -309,13 +315,8 @@ impl<'a> Journal<'a> {
             };
             copies += 1;
             let copy = self.after(at, copies);
-            open.tags.push(Tag {
-                target: join(be32(tag, 0), if self.wide { be32(tag, 8) } else { 0 }),
-                copy,
-                sequence,
-                checksum,
-                escaped: flags & TAG_ESCAPED != 0,
-            });
+            let target = join(be32(tag, 0), if self.wide { be32(tag, 8) } else { 0 });
+            open.tags.insert(target, Tag { copy, sequence, checksum, escaped: flags & TAG_ESCAPED != 0 });
             if self.sums == Sums::V1 {
                 open.sum = crc32_be(open.sum, &self.read(copy)?);
             }
@@ -362,16 +363,12 @@ impl<'a> Journal<'a> {
         })
     }
 
-    /// The newest copy of each block, without those that were revoked.
+    /// The copies that count: those that were not revoked.
     fn overlay(&self, log: &Log) -> Result<Overlay> {
-        let mut newest: HashMap<u64, &Tag> = HashMap::new();
-        for tag in &log.tags {
-            let revoked = log.revoked.get(&tag.target).is_some_and(|by| !is_after(tag.sequence, *by));
-            if !revoked {
-                newest.insert(tag.target, tag);
-            }
-        }
-        newest.into_iter().map(|(target, tag)| Ok((target, self.copy(target, tag)?))).collect()
+        let counts =
+            |target: &u64, tag: &Tag| log.revoked.get(target).is_none_or(|by| is_after(tag.sequence, *by));
+        let tags = log.tags.iter().filter(|(target, tag)| counts(target, tag));
+        tags.map(|(target, tag)| Ok((*target, self.copy(*target, tag)?))).collect()
     }
 
     fn copy(&self, target: u64, tag: &Tag) -> Result<Copy> {
@@ -405,8 +402,8 @@ impl<'a> Journal<'a> {
 
 /// What was read of a transaction whose commit block did not come yet.
 struct Transaction {
-    tags: Vec<Tag>,
-    revoked: Vec<u64>,
+    tags: HashMap<u64, Tag>,
+    revoked: HashSet<u64>,
     /// A checksum was wrong.
     doubtful: bool,
     sum: u32,
@@ -414,7 +411,7 @@ struct Transaction {
 
 impl Default for Transaction {
     fn default() -> Self {
-        Self { tags: Vec::new(), revoked: Vec::new(), doubtful: false, sum: !0 }
+        Self { tags: HashMap::new(), revoked: HashSet::new(), doubtful: false, sum: !0 }
     }
 }
 

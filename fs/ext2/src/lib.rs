@@ -1,12 +1,14 @@
 //! ext2, ext3 and ext4: a reader.
 //!
-//! Layout of a volume: blocks of 1 to 64 KiB, divided into groups. The *superblock* ([`superblock`]) has the numbers; *group
-//! descriptors* ([`group`]) say where the tables of *inodes* ([`inode`]) are; an inode leads to the blocks of its content
-//! ([`map`], by [`extents`] or [`indirect`] lists, or [`inline`]). *Directories* ([`dir`], [`htree`]) are content that
-//! leads to inodes. The *journal* ([`journal`], [`fast_commit`]) has newer copies of blocks after a crash.
+//! Layout of a volume: blocks of 1 to 64 KiB, divided into groups. The *superblock* ([`superblock`]) has the
+//! numbers; *group descriptors* ([`group`]) say where the tables of *inodes* ([`inode`]) are; an inode leads
+//! to the blocks of its content ([`map`], by [`extents`] or [`indirect`] lists, or [`inline`]). *Directories*
+//! ([`dir`], [`htree`]) are content that leads to inodes. The *journal* ([`journal`], [`fast_commit`]) has
+//! newer copies of blocks after a crash.
 //!
-//! All metadata goes through one cache ([`cache`]) in [`volume`]; content goes straight from the disk into the caller's
-//! buffer. Nothing is held locked over I/O, and nothing read is believed before it was checked: see [`error`].
+//! All metadata goes through one cache ([`cache`]) in [`volume`]; content goes straight from the disk into
+//! the caller's buffer. Nothing is held locked over I/O, and nothing read is believed before it was checked:
+//! see [`error`].
 //!
 //! # Limits
 //!

@@ -1,8 +1,8 @@
 //! Where the content of a file lies: the map from its blocks to blocks of the volume.
 //!
-//! Two layouts give the same answer: extents ([`crate::extents`]) and lists of block numbers ([`crate::indirect`]). Both
-//! are read one *leaf* at a time, a stretch of the file with all its runs; an open file keeps the leaf that it used
-//! last, so reading on costs no search.
+//! Two layouts give the same answer: extents ([`crate::extents`]) and lists of block numbers
+//! ([`crate::indirect`]). Both are read one *leaf* at a time, a stretch of the file with all its runs; an
+//! open file keeps the leaf that it used last, so reading on costs no search.
 
 use std::sync::Arc;
 
@@ -141,8 +141,8 @@ impl Map {
         Ok(run)
     }
 
-    /// Fills `buf` from byte `offset` of the file; what is past the last block, and holes, are zeros. The caller knows the
-    /// size. One read of the disk for all that lies together.
+    /// Fills `buf` from byte `offset` of the file; what is past the last block, and holes, are zeros. The
+    /// caller knows the size. One read of the disk for all that lies together.
     pub(crate) fn read(&self, volume: &Volume, mut buf: &mut [u8], offset: u64) -> Result<()> {
         let bits = volume.sb.block_bits;
         let mut offset = offset;

@@ -50,14 +50,14 @@ const OPTIONS: &[OptionSpec] = &[
 ];
 
 const MANUAL: &str = "\
-Reads every volume that mke2fs makes: ext2, ext3 and ext4 with blocks of 1 to 64 KiB and any of its features. What cannot be \
-read is refused by name. Checksums are verified on the way in.
+Reads every volume that mke2fs makes: ext2, ext3 and ext4 with blocks of 1 to 64 KiB and any of its features. \
+What cannot be read is refused by name. Checksums are verified on the way in.
 
-A journal that was not replayed yet (the volume was not unmounted cleanly) is replayed into memory: the tree is shown as the \
-kernel would show it after a mount, and the image is not touched.
+A journal that was not replayed yet (the volume was not unmounted cleanly) is replayed into memory, fast commits \
+included: the tree is shown as the kernel would show it after a mount, and the image is not touched.
 
-Limits: encrypted files give ENOKEY, and their names are shown in base64. Files with fs-verity are read without being verified. \
-If the superblock is damaged, -o sb=N takes a copy, as with mount(8).";
+Limits: encrypted files give ENOKEY, and their names are shown in base64. Files with fs-verity are read without \
+being verified. If the superblock is damaged, -o sb=N takes a copy, as with mount(8).";
 
 /// How to open a volume.
 #[derive(Debug, Default)]
@@ -172,8 +172,8 @@ fn announce(volume: &Volume, status: &Status) {
     if let Status::Replayed { transactions, fast_commits } = status {
         let blocks = volume.overlaid();
         tracing::info!(
-            "ext2: {name}: {transactions} transactions ({blocks} blocks) and {fast_commits} fast commits of the journal \
-             replayed into memory"
+            "ext2: {name}: replayed into memory: {transactions} transactions ({blocks} blocks), \
+             {fast_commits} fast commits"
         );
     }
     if volume.sb.facts.state & crate::superblock::STATE_ERROR != 0 || volume.sb.facts.error_count > 0 {

@@ -107,7 +107,7 @@ fn warnings(report: &mut Report, sb: &Superblock, journal: &Status) {
     }
     if sb.last_orphan != 0 {
         let first = sb.last_orphan;
-        report.warn(format!("files were deleted while they were open (the first is inode {first}); their space is not free yet"));
+        report.warn(format!("files deleted while open (the first is inode {first}) still take up space"));
     }
 }
 

@@ -159,8 +159,8 @@ impl Superblock {
         })
     }
 
-    /// Checks the bytes of a superblock that was found at byte `offset` of a disk of `disk_size` bytes. As strict as the
-    /// kernel, so that later arithmetic on these numbers stays in range.
+    /// Checks the bytes of a superblock that was found at byte `offset` of a disk of `disk_size` bytes. As
+    /// strict as the kernel, so that later arithmetic on these numbers stays in range.
     pub(crate) fn parse(bytes: &[u8], offset: u64, disk_size: u64) -> Result<Self> {
         let features =
             Features { compat: le32(bytes, 0x5c), incompat: le32(bytes, 0x60), ro_compat: le32(bytes, 0x64) };

@@ -1,7 +1,8 @@
-//! The volume: its blocks as they are after the journal was replayed, and a cache of those that hold metadata.
+//! The volume: its blocks as they are after the journal was replayed, and a cache of those that hold
+//! metadata.
 //!
-//! A journal that is not empty is never written back. Instead the *overlay* says which blocks of the volume have a newer
-//! copy in the journal, and every read, of metadata and of data, goes through it.
+//! A journal that is not empty is never written back. Instead the *overlay* says which blocks of the volume
+//! have a newer copy in the journal, and every read, of metadata and of data, goes through it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -57,8 +58,9 @@ impl Volume {
         }
     }
 
-    /// The volume with newer copies of some blocks. Everything that was read before is forgotten, and the superblock, which
-    /// may be among the copies, is read again (a backup that somebody chose is not: it stays).
+    /// The volume with newer copies of some blocks. Everything that was read before is forgotten, and the
+    /// superblock, which may be among the copies, is read again (a backup that somebody chose is not: it
+    /// stays).
     pub(crate) fn with_overlay(self, overlay: Overlay) -> Result<Self> {
         let mut volume = Self { overlay, ..Self::new(self.disk, self.sb) };
         let primary = PRIMARY_OFFSET >> volume.sb.block_bits;
@@ -91,8 +93,8 @@ impl Volume {
         self.overlay.len()
     }
 
-    /// Fills `buf` from byte `skip` of `block` on, past the cache: for content. One read of the disk, unless the journal
-    /// has newer copies of some of the blocks.
+    /// Fills `buf` from byte `skip` of `block` on, past the cache: for content. One read of the disk, unless
+    /// the journal has newer copies of some of the blocks.
     pub(crate) fn read(&self, buf: &mut [u8], block: u64, skip: usize) -> Result<()> {
         let bits = self.sb.block_bits;
         let end = (skip + buf.len()).div_ceil(self.block_size()) as u64;
@@ -110,7 +112,8 @@ impl Volume {
         self.block_ahead(number, number..number.saturating_add(1))
     }
 
-    /// Metadata: one block, through the cache. If it is not there, all of `window` (which holds it) is read at once.
+    /// Metadata: one block, through the cache. If it is not there, all of `window` (which holds it) is read
+    /// at once.
     pub(crate) fn block_ahead(&self, number: u64, window: Range<u64>) -> Result<Block> {
         if let Some(block) = self.cache.find(number) {
             return Ok(block);

@@ -1,9 +1,10 @@
 //! Extended attributes.
 //!
-//! Layout: attributes stand behind the fields of the inode (magic EA020000, then entries), and in a block of their own
-//! (a head of 32 bytes, then entries), which several inodes may share. An entry of 16 bytes and the name: length
-//! of the name, prefix, offset of the value (from the first entry in the inode, from the start of the block), inode of the value
-//! (`ea_inode`), size, hash. Entries end at four zeros; values fill the room from its end.
+//! Layout: attributes stand behind the fields of the inode (magic EA020000, then entries), and in a block of
+//! their own (a head of 32 bytes, then entries), which several inodes may share. An entry of 16 bytes and the
+//! name: length of the name, prefix, offset of the value (from the first entry in the inode, from the start
+//! of the block), inode of the value (`ea_inode`), size, hash. Entries end at four zeros; values fill the
+//! room from its end.
 
 use veduta_api::{Errno, Kind};
 
@@ -28,7 +29,8 @@ const VALUE_MAX: u32 = 1 << 16;
 const INDEX_ACL_ACCESS: u8 = 2;
 const INDEX_ACL_DEFAULT: u8 = 3;
 const INDEX_SYSTEM: u8 = 7;
-/// Prefixes by their number. Others (encryption contexts, Merkle trees, `system.data`) are the filesystem's own.
+/// Prefixes by their number. Others (encryption contexts, Merkle trees, `system.data`) are the filesystem's
+/// own.
 const PREFIXES: [(u8, &str); 6] = [
     (1, "user."),
     (INDEX_ACL_ACCESS, "system.posix_acl_access"),
@@ -155,7 +157,8 @@ fn check_block(volume: &Volume, number: u64, block: &[u8]) -> Result<()> {
     }
 }
 
-/// Shows the entries from `first` on; values count from the start of `room`. Each is at least 16 bytes long, so the chain ends.
+/// Shows the entries from `first` on; values count from the start of `room`. Each is at least 16 bytes long,
+/// so the chain ends.
 fn entries(room: &[u8], first: usize, seen: &mut dyn FnMut(&Entry<'_>) -> Result<bool>) -> Result<bool> {
     let mut at = first;
     while at + 4 <= room.len() && le32(room, at) != 0 {
@@ -221,8 +224,8 @@ fn load_inode(volume: &Volume, inode: &Inode, entry: &Entry<'_>, ino: u32, size:
     Ok(value)
 }
 
-/// Whether an entry's hash is that of its name and the value's hash. Compilers did not agree on whether a character has a
-/// sign, so both results count.
+/// Whether an entry's hash is that of its name and the value's hash. Compilers did not agree on whether a
+/// character has a sign, so both results count.
 fn hash_matches(entry: &Entry<'_>, value: u32) -> bool {
     let of = |byte_to_word: fn(u8) -> u32| {
         let mix = |hash: u32, byte: &u8| hash.rotate_left(5) ^ byte_to_word(*byte);

@@ -8,6 +8,7 @@
 mod common;
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,51 +73,72 @@ fn images(folder: &Path) -> Vec<(&'static str, Vec<u8>)> {
     kinds.into_iter().map(make_one).collect()
 }
 
-/// Changes a few bytes, mostly where there is something.
-fn damage(bytes: &mut [u8], places: &[usize], random: &mut Random) {
-    const VALUES: [u32; 8] = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0xffff, 3000, 0x0001_0000];
-    for _ in 0..=random.below(6) {
-        let place = match random.below(4) {
-            0 => 1024 + random.below(256),
-            _ => places[random.below(places.len())] + random.below(64),
-        };
-        match random.below(3) {
-            0 => bytes[place] = random.below(256) as u8,
-            1 => bytes[place] ^= 1 << random.below(8),
-            _ => {
-                let place = place & !3;
-                bytes[place..place + 4].copy_from_slice(&VALUES[random.below(VALUES.len())].to_le_bytes());
+/// Images of `images/make` too, for a long run: those with journals to replay are hard to make otherwise.
+fn more_images() -> Vec<(&'static str, Vec<u8>)> {
+    const SIZE_MAX: u64 = 40 << 20;
+    let Some(folder) = std::env::var_os("VEDUTA_IMAGES") else { return Vec::new() };
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let wanted = files.filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("ext") && name.ends_with(".img") && path.metadata().unwrap().len() <= SIZE_MAX
+    });
+    wanted.map(|path| ("of images/make", fs::read(path).unwrap())).collect()
+}
+
+/// An image, and the offsets of the pieces of 64 bytes in which there is something.
+struct Victim {
+    name: &'static str,
+    bytes: Arc<Vec<u8>>,
+    places: Vec<usize>,
+}
+
+impl Victim {
+    fn new((name, bytes): (&'static str, Vec<u8>)) -> Self {
+        let pieces = bytes.chunks_exact(64).enumerate();
+        let used = pieces.filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
+        let places = used.map(|(index, _)| index * 64).collect();
+        Self { name, bytes: Arc::new(bytes), places }
+    }
+
+    /// Changes a few bytes, mostly where there is something.
+    fn damage(&self, random: &mut Random) -> Disk {
+        const VALUES: [u32; 8] = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0xffff, 3000, 0x0001_0000];
+        let mut changed = Vec::new();
+        for _ in 0..=random.below(6) {
+            let place = match random.below(4) {
+                0 => 1024 + random.below(256),
+                _ => self.places[random.below(self.places.len())] + random.below(64),
+            };
+            match random.below(3) {
+                0 => changed.push((place, random.below(256) as u8)),
+                1 => changed.push((place, self.bytes[place] ^ 1 << random.below(8))),
+                _ => changed.extend((place & !3..).zip(VALUES[random.below(VALUES.len())].to_le_bytes())),
             }
         }
+        Disk::new(Arc::new(Memory { bytes: Arc::clone(&self.bytes), changed }), "damaged")
     }
 }
 
 #[test]
 fn no_damage_makes_a_call_panic_or_go_on_for_ever() {
     let folder = tempfile::tempdir().unwrap();
-    let images = images(folder.path());
+    let victims: Vec<Victim> =
+        images(folder.path()).into_iter().chain(more_images()).map(Victim::new).collect();
     let first = number("VEDUTA_DAMAGE_SEED", 1);
     let (mut mounted, mut slowest) = (0, (std::time::Duration::ZERO, 0));
     for seed in first..first + number("VEDUTA_DAMAGE_CASES", 400) {
         let mut random = Random::new(seed);
-        let (name, image) = &images[random.below(images.len())];
-        let pieces = image.chunks(64).enumerate();
-        let places: Vec<usize> = pieces
-            .filter(|(_, piece)| piece.iter().any(|byte| *byte != 0))
-            .map(|(index, _)| index * 64)
-            .collect();
-        let mut bytes = image.clone();
-        damage(&mut bytes, &places, &mut random);
+        let victim = &victims[random.below(victims.len())];
+        let disk = victim.damage(&mut random);
         let began = std::time::Instant::now();
-        let result = std::panic::catch_unwind(|| {
-            let disk = Disk::new(Arc::new(Memory(bytes)), "damaged");
+        let result = catch_unwind(AssertUnwindSafe(|| {
             let _ = Ext2.probe(&disk);
             let _ = Ext2.describe(&disk, Options::default());
-            mount_disk(disk, "").map(|tree| exercise::walk(&*tree))
-        });
+            mount_disk(disk.clone(), "").map(|tree| exercise::walk(&*tree))
+        }));
         slowest = slowest.max((began.elapsed(), seed));
         mounted += usize::from(matches!(result, Ok(Ok(_))));
-        assert!(result.is_ok(), "seed {seed}, image {name}");
+        assert!(result.is_ok(), "seed {seed}, image {}", victim.name);
     }
     eprintln!(
         "{mounted} of the images could be mounted; the slowest took {:?} (seed {})",
@@ -129,7 +151,10 @@ fn every_prefix_of_an_image_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (_, image) = images(folder.path()).swap_remove(4);
     for len in [0, 1, 1023, 1024, 1100, 2047, 2048, 4096, 100_000, image.len() - 1] {
-        let disk = Disk::new(Arc::new(Memory(image[..len].to_vec())), "cut");
+        let disk = Disk::new(
+            Arc::new(Memory { bytes: Arc::new(image[..len].to_vec()), changed: Vec::new() }),
+            "cut",
+        );
         assert!(mount_disk(disk, "").is_err(), "{len}");
     }
 }

@@ -1,8 +1,9 @@
-//! Every test image of the ext family, compared with what is known about it: type, mode, owner, size, links, inode, blocks,
-//! device, times, target, extended attributes, content and holes.
+//! Every test image of the ext family, compared with what is known about it: type, mode, owner, size, links,
+//! inode, blocks, device, times, target, extended attributes, content and holes.
 //!
-//! Needs the images of `images/make 'ext*'`, in `images/out` or where `VEDUTA_IMAGES` says. Without them it is
-//! skipped, and says so. NAME.kernel.jsonl is what a kernel mount showed, NAME.truth.jsonl what debugfs(8) says.
+//! Needs the images of `images/make 'ext*'`, in `images/out` or where `VEDUTA_IMAGES` says. Without them it
+//! is skipped, and says so. NAME.kernel.jsonl is what a kernel mount showed, NAME.truth.jsonl what debugfs(8)
+//! says.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! Everything that can be asked of a tree, asked of all of it: for images that may be damaged. Answers do not matter; that
-//! there is one does.
+//! Everything that can be asked of a tree, asked of all of it: for images that may be damaged. Answers do not
+//! matter; that there is one does.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use veduta_api::{
     BlockDevice, Disk, Errno, Filesystem, Geometry, Ino, Module, MountError, Object, Options, Request,
@@ -44,16 +45,49 @@ impl BlockDevice for Image {
     }
 }
 
-/// An image in memory.
-pub struct Memory(pub Vec<u8>);
+/// An image in memory, of which some bytes are changed.
+pub struct Memory {
+    pub bytes: Arc<Vec<u8>>,
+    pub changed: Vec<(usize, u8)>,
+}
 
 impl BlockDevice for Memory {
     fn geometry(&self) -> Geometry {
-        Geometry { read_only: true, ..Geometry::of_size(self.0.len() as u64) }
+        Geometry { read_only: true, ..Geometry::of_size(self.bytes.len() as u64) }
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+        let start = offset as usize;
+        buf.copy_from_slice(&self.bytes[start..][..buf.len()]);
+        for (place, byte) in &self.changed {
+            if let Some(at) = place.checked_sub(start).filter(|at| *at < buf.len()) {
+                buf[at] = *byte;
+            }
+        }
         Ok(())
+    }
+}
+
+/// An image file that counts how often it is read.
+pub struct Counted {
+    image: Disk,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    pub fn open(path: &Path) -> (Disk, Arc<AtomicUsize>) {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Self { image: Image::open(path), reads: Arc::clone(&reads) };
+        (Disk::new(Arc::new(counted), "counted"), reads)
+    }
+}
+
+impl BlockDevice for Counted {
+    fn geometry(&self) -> Geometry {
+        self.image.geometry()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.image.read_at(buf, offset)
     }
 }
 
@@ -150,4 +184,22 @@ impl Random {
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
     }
+}
+
+/// Runs a script of debugfs commands that change an image.
+pub fn debugfs(image: &Path, commands: &str) {
+    let script = image.with_extension("script");
+    fs::write(&script, commands).unwrap();
+    run("debugfs", &["-w", "-f", script.to_str().unwrap(), image.to_str().unwrap()]);
+}
+
+/// What one debugfs command prints.
+pub fn ask(image: &Path, command: &str) -> String {
+    run("debugfs", &["-R", command, image.to_str().unwrap()])
+}
+
+/// Lets e2fsck repair what the test made, and index directories.
+pub fn repair(image: &Path) {
+    let status = Command::new("/sbin/e2fsck").args(["-fyD"]).arg(image).output().unwrap().status;
+    assert!(matches!(status.code(), Some(0 | 1)), "e2fsck: {status}");
 }

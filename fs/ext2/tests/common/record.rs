@@ -1,4 +1,5 @@
-//! The record of a tree: one JSON object an entry, as `images/truth` writes it, made through the contract alone.
+//! The record of a tree: one JSON object an entry, as `images/truth` writes it, made through the contract
+//! alone.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -47,7 +48,8 @@ pub fn differences(truth: &Record, ours: &Record, ignored: &[&str]) -> Vec<Strin
                 }
                 for (key, value) in truth {
                     let Some(our) = ours.get(key) else { continue };
-                    // Programs take a file without sectors for a hole, so a mounted tree counts those of inline content.
+                    // Programs take a file without sectors for a hole, so a mounted tree counts those of
+                    // inline content.
                     if key == "blocks"
                         && truth
                             .get("flags")
