@@ -212,9 +212,12 @@ impl Directory {
         self.damage.as_ref()
     }
 
-    /// The directories among the entries, by the byte where they start.
-    pub(crate) fn directories(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().filter(|slot| slot.kind == Some(Kind::Directory)).map(|slot| slot.directory)
+    /// The directories among the entries: the byte where each starts, and the index of its entry.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = (u64, usize)> {
+        let directories = self.entries.iter().enumerate();
+        let directories =
+            directories.filter(|(_, slot)| slot.kind == Some(Kind::Directory) && slot.name_len > 0);
+        directories.map(|(index, slot)| (slot.directory, index))
     }
 
     /// Bytes of memory, about.

@@ -8,7 +8,7 @@
 //! # A tree it is
 //!
 //! A hostile volume can let a directory lead to one of its ancestors, or many lead to one. So the tree remembers which
-//! directory it first found each in; being listed in any other is damage. Hence every walk ends.
+//! entry it first found each by; being reached by any other is damage. Hence every walk ends.
 //!
 //! Locks: `parents` and `cache` are never held together, nor across a read of the disk.
 
@@ -44,8 +44,9 @@ pub(crate) struct Tree {
     volume: Arc<Volume>,
     boot_images: Vec<BootImage>,
     cache: Mutex<Cache>,
-    /// Directories that were listed, and the directory that each is in; both by the byte where they start.
-    parents: Mutex<HashMap<u64, u64>>,
+    /// Directories that were listed, and the directory and the index in it where each was; both by the byte where
+    /// they start. The root is in no entry.
+    parents: Mutex<HashMap<u64, (u64, usize)>>,
 }
 
 impl Tree {
@@ -54,7 +55,7 @@ impl Tree {
             Some(sector) => eltorito::catalog(&volume.image, sector, volume.shown().size())?,
             None => Vec::new(),
         };
-        let parents = HashMap::from([(volume.root, volume.root)]);
+        let parents = HashMap::from([(volume.root, (volume.root, usize::MAX))]);
         Ok(Self {
             volume: Arc::new(volume),
             boot_images,
@@ -87,8 +88,8 @@ impl Tree {
         let directory = Arc::new(Directory::read(&self.volume, start)?);
         {
             let mut parents = self.parents.lock();
-            for child in directory.directories() {
-                parents.entry(child).or_insert(start);
+            for (child, index) in directory.directories() {
+                parents.entry(child).or_insert((start, index));
             }
         }
         self.cache.lock().insert(start, Arc::clone(&directory));
@@ -101,10 +102,10 @@ impl Tree {
             Place::File(at) => directory.file(&self.volume, at)?,
             Place::Directory(child) => {
                 let parent = self.parents.lock().get(&child).copied();
-                if parent != Some(start) {
+                if parent != Some((start, listed.index)) {
                     return Err(Error::corrupt(
                         child,
-                        "a directory is in more than one directory, or in itself",
+                        "a directory has more than one entry, or is in itself",
                     ));
                 }
                 self.volume.directory_node(child)?
@@ -278,7 +279,7 @@ impl Filesystem for Tree {
             return Ok(Ino::ROOT);
         }
         let parent = self.parents.lock().get(&self.start(dir)).copied();
-        parent.map(|start| self.ino(Place::Directory(start))).ok_or(Errno::ESTALE)
+        parent.map(|(start, _)| self.ino(Place::Directory(start))).ok_or(Errno::ESTALE)
     }
 
     fn readlink(&self, ino: Ino) -> Result<OsString> {
