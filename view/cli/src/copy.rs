@@ -23,7 +23,7 @@ use veduta_tree::walk::{self, Follow};
 
 use crate::args;
 use crate::failure::{Failure, shown};
-use crate::look::{Images, join};
+use crate::look::Images;
 use crate::progress::Progress;
 use crate::source;
 
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &args::Cp) -> Result<(), Failure> {
             lost: &mut lost,
             buf: vec![0; CHUNK],
         };
-        copier.top(&node, &target, word)?;
+        copier.top(&node, &target, &source::join(&image, &path))?;
     }
     lost.report()
 }
@@ -212,10 +212,10 @@ impl Copier<'_> {
                 for listed in entries {
                     match listed {
                         Ok(listed) if is_safe(&listed.name) => {
-                            let path = join(path, &listed.name);
+                            let path = source::below(path, &listed.name);
                             tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(place), path });
                         }
-                        Ok(listed) => self.lost.skip(&join(path, &listed.name), "not a name for a file"),
+                        Ok(listed) => self.lost.skip(&source::below(path, &listed.name), "not a name for a file"),
                         Err(errno) => self.lost.skip(path, crate::failure::sentence(errno)),
                     }
                 }

@@ -50,7 +50,7 @@ pub(crate) fn ls(args: &args::Ls) -> Result<(), Failure> {
         let node = walk::resolve(tree, Path::new(&path), Follow::Yes)
             .map_err(|errno| Failure::file(shown(word), errno))?;
         if node.attr().kind == Kind::Directory && !args.directory {
-            list.directory(tree, node.ino(), word, headings, index == 0)?;
+            list.directory(tree, node.ino(), &source::join(&image, &path), headings, index == 0)?;
         } else {
             list.line(&Row { name: &path, attr: *node.attr(), target: target(tree, &node) })?;
         }
@@ -82,12 +82,12 @@ impl Listing<'_> {
         &mut self,
         tree: &dyn Filesystem,
         ino: veduta_api::Ino,
-        word: &OsStr,
+        name: &OsStr,
         headings: bool,
         first: bool,
     ) -> Result<(), Failure> {
         let mut first = first;
-        let mut waiting = vec![(ino, word.to_owned())];
+        let mut waiting = vec![(ino, name.to_owned())];
         // Each directory of a tree has one parent, but a damaged one may not: the same node is listed once.
         let mut seen = std::collections::HashSet::from([ino]);
         while let Some((dir, name)) = waiting.pop() {
@@ -108,7 +108,7 @@ impl Listing<'_> {
                 if listed.name.as_bytes().starts_with(b".") && !self.args.all {
                     continue;
                 }
-                let path = join(&name, &listed.name);
+                let path = source::below(&name, &listed.name);
                 let node = match walk::entry(tree, dir, &listed) {
                     Ok(node) => node,
                     Err(errno) => {
@@ -205,20 +205,6 @@ fn mode(attr: &Attr) -> String {
     text
 }
 
-/// `dir/name`, with one slash.
-pub(crate) fn join(dir: &OsStr, name: &OsStr) -> OsString {
-    let mut path = dir.to_owned();
-    if !dir.as_bytes().ends_with(b"/") {
-        path.push(if dir.as_bytes().contains(&b':') || dir.as_bytes().starts_with(b"/") {
-            "/"
-        } else {
-            ":/"
-        });
-    }
-    path.push(name);
-    path
-}
-
 /// `veduta cat`
 pub(crate) fn cat(args: &args::Cat) -> Result<(), Failure> {
     let mut images = Images::default();
@@ -262,16 +248,5 @@ mod tests {
         check(Kind::File, 0o6644, "-rwSr-Sr--");
         check(Kind::Symlink, 0o777, "lrwxrwxrwx");
         check(Kind::CharDevice, 0o4755, "crwsr-xr-x");
-    }
-
-    #[test]
-    fn a_path_in_an_image_is_joined_with_one_slash() {
-        for (dir, name, joined) in [
-            ("disk.img", "etc", "disk.img:/etc"),
-            ("disk.img:/", "etc", "disk.img:/etc"),
-            ("disk.img:/etc", "passwd", "disk.img:/etc/passwd"),
-        ] {
-            assert_eq!(join(dir.as_ref(), name.as_ref()), joined);
-        }
     }
 }

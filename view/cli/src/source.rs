@@ -45,6 +45,24 @@ pub(crate) fn split(word: &OsStr) -> (OsString, OsString) {
     }
 }
 
+/// `IMAGE:PATH`, for messages and headings.
+pub(crate) fn join(image: &OsStr, path: &OsStr) -> OsString {
+    let mut word = image.to_owned();
+    word.push(if path.as_bytes().starts_with(b"/") { ":" } else { ":/" });
+    word.push(path);
+    word
+}
+
+/// The name of an entry of a directory, with one slash between.
+pub(crate) fn below(dir: &OsStr, name: &OsStr) -> OsString {
+    let mut path = dir.to_owned();
+    if !dir.as_bytes().ends_with(b"/") {
+        path.push("/");
+    }
+    path.push(name);
+    path
+}
+
 /// Whether a source names something that exists: a file, or a file and `#` and a number.
 fn exists(source: &[u8]) -> bool {
     let path = |bytes: &[u8]| Path::new(OsStr::from_bytes(bytes)).exists();
@@ -157,6 +175,17 @@ mod tests {
     fn split_str(word: &str) -> (String, String) {
         let (image, path) = split(OsStr::new(word));
         (image.into_string().unwrap(), path.into_string().unwrap())
+    }
+
+    #[test]
+    fn names_are_joined_with_one_colon_and_one_slash() {
+        for (image, path, name, joined) in [
+            ("disk.img", "/", "etc", "disk.img:/etc"),
+            ("disk.img#2", "etc", "passwd", "disk.img#2:/etc/passwd"),
+            ("/a.img", "/etc/", "passwd", "/a.img:/etc/passwd"),
+        ] {
+            assert_eq!(below(&join(image.as_ref(), path.as_ref()), name.as_ref()), joined);
+        }
     }
 
     #[test]

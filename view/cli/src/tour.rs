@@ -4,6 +4,7 @@
 //! does and why. The sample is unpacked into a temporary directory that goes away at the end, whatever happens.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -61,7 +62,7 @@ impl Tour {
              from anybody, only to read the file.",
         );
         self.run(&["ls", "-l", "sample.img#2:/"])?;
-        self.run(&["cat", "sample.img#2:/etc/os-release"])?;
+        self.run(&["cat", "sample.img#2:/home/ada/letter.txt"])?;
 
         let diagnosis = Diagnosis::make();
         if diagnosis.can_mount() && std::env::var_os(NO_MOUNT).is_none() {
@@ -89,8 +90,8 @@ impl Tour {
         );
         self.run(&["mount", "sample.img#2", "mnt"])?;
         self.tell("From here on these are the ordinary programs of this machine.");
-        self.run_other(&["ls", "-l", "mnt", "mnt/home"])?;
-        self.run_other(&["cat", LETTER_MOUNTED])?;
+        self.run_other(&["ls", "-l", "mnt", "mnt/usr/share/doc/sample"])?;
+        self.run_other(&["cat", "mnt/README"])?;
         self.tell("Reading is all that is allowed, and the image stays as it is:");
         self.run_expecting_failure(&["touch", "mnt/new"])?;
 
@@ -107,8 +108,8 @@ impl Tour {
         for line in diagnosis.verdict() {
             self.tell(&format!("- {line}"));
         }
-        self.run(&["ls", "-l", "sample.img#2:/home"])?;
-        self.run(&["cat", LETTER_IMAGE])?;
+        self.run(&["ls", "-l", "sample.img#2:/usr/share/doc/sample"])?;
+        self.run(&["cat", "sample.img#2:/README"])?;
         self.run(&["cp", "-r", "sample.img#2:/etc", "etc"])?;
         self.run_other(&["ls", "-l", "etc"])
     }
@@ -130,7 +131,7 @@ impl Tour {
     }
 
     fn say(&self, heading: &str) {
-        if self.bold { println!("\n\x1b[1m{heading}\x1b[0m\n") } else { println!("\n{heading}\n") }
+        if self.bold { println!("\x1b[1m{heading}\x1b[0m\n") } else { println!("{heading}\n") }
     }
 
     fn tell(&self, text: &str) {
@@ -147,7 +148,7 @@ impl Tour {
             print!("{word}");
             column += word.len();
         }
-        println!();
+        println!("\n");
     }
 
     fn run(&self, args: &[&str]) -> Result<(), Failure> {
@@ -188,16 +189,17 @@ impl Tour {
 
     fn show(&self, program: &str, args: &[&str]) {
         let line = format!("$ {program} {}", args.join(" "));
-        if self.bold { println!("\n\x1b[36m{line}\x1b[0m") } else { println!("\n{line}") }
+        if self.bold { println!("\x1b[36m{line}\x1b[0m") } else { println!("{line}") }
     }
 
     fn spawn(&self, mut command: Command, name: &str) -> Result<(), Failure> {
         let _ = std::io::stdout().flush();
-        let status = command
-            .current_dir(&self.dir)
-            .stdin(Stdio::null())
-            .status()
-            .map_err(|error| Failure::system(format!("{name}: {error}")))?;
+        let failed = |error: std::io::Error| Failure::system(format!("{name}: {error}"));
+        // What it complains of belongs between the lines of the tour, wherever those go.
+        let complaints = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        let status =
+            command.current_dir(&self.dir).stdin(Stdio::null()).stderr(complaints).status().map_err(failed)?;
+        println!();
         if status.success() {
             Ok(())
         } else {
@@ -220,6 +222,3 @@ fn write_sparse(file: &mut std::fs::File, bytes: &[u8]) -> std::io::Result<()> {
 fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
-
-const LETTER_MOUNTED: &str = "mnt/home/ada/letter.txt";
-const LETTER_IMAGE: &str = "sample.img#2:/home/ada/letter.txt";
