@@ -13,7 +13,7 @@ need() {
         mkfs.fat) package=dosfstools ;;
         mcopy | mmd) package=mtools ;;
         sgdisk) package=gdisk ;;
-        mkzftree) package=zisofs-tools ;;
+        mkzftree) package=genisoimage ;;
         genisoimage | isoinfo) package=genisoimage ;;
         *) package=$tool ;;
         esac
