@@ -844,6 +844,14 @@ fn a_tree_may_be_one_file_that_one_can_wait_for() {
 }
 
 #[test]
+fn users_can_do_it_too() {
+    if is_root() && std::env::var_os(common::HOW).is_none() && can_mount() {
+        common::run_as_user("user");
+        common::run_as_user("userns");
+    }
+}
+
+#[test]
 fn no_descriptor_is_left() {
     if !can_mount() {
         return;
