@@ -19,7 +19,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use common::{Memory, ST_INO, Tree, can_mount, count, is_mounted, is_root, until};
 use nix::libc;
-use veduta_api::{Caching, Errno, Facts, FileFlags, Perm};
+use nix::poll::{PollFd, PollFlags};
+use veduta_api::{Caching, Errno, Facts, FileFlags, Ino, Perm, Ready};
 use veduta_fuse::{Mounted, ServeOptions};
 
 /// A mounted tree and where it is. At the end nothing of it may remain.
@@ -756,6 +757,98 @@ fn errors_keep_their_kind() {
     assert_eq!(fs::metadata(fixture.path("absent")).unwrap_err().kind(), ErrorKind::NotFound);
     drop(file);
     fixture.unmount();
+}
+
+/// A tree that is one file. It has content for whoever waits once it has been written to.
+#[derive(Default)]
+struct Mailbox {
+    mail: std::sync::Mutex<Vec<u8>>,
+    waker: std::sync::Mutex<Option<std::task::Waker>>,
+}
+
+struct OneFile(Arc<Mailbox>);
+
+impl veduta_api::Filesystem for OneFile {
+    fn facts(&self) -> Facts {
+        Facts { own_permissions: true, ..shared() }
+    }
+    fn lookup(&self, _: Ino, _: &std::ffi::OsStr) -> veduta_api::Result<veduta_api::Entry> {
+        Err(Errno::ENOTDIR)
+    }
+    fn getattr(&self, _: Ino) -> veduta_api::Result<veduta_api::Attr> {
+        Ok(veduta_api::Attr::new(1, veduta_api::Kind::File, Perm::from_mode(0o666)))
+    }
+    fn readdir(&self, _: Ino, _: u64, _: &mut veduta_api::DirSink<'_>) -> veduta_api::Result<()> {
+        Err(Errno::ENOTDIR)
+    }
+    fn open(&self, _: Ino, _: veduta_api::OpenFlags) -> veduta_api::Result<Arc<dyn veduta_api::File>> {
+        Ok(Arc::new(OneFile(self.0.clone())))
+    }
+    fn setattr(&self, ino: Ino, _: &veduta_api::SetAttr) -> veduta_api::Result<veduta_api::Attr> {
+        self.getattr(ino)
+    }
+}
+
+impl veduta_api::File for OneFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> veduta_api::Result<usize> {
+        let mail = self.0.mail.lock().unwrap();
+        let rest = mail.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+    fn write_at(&self, buf: &[u8], _: u64) -> veduta_api::Result<usize> {
+        self.0.mail.lock().unwrap().extend_from_slice(buf);
+        if let Some(waker) = self.0.waker.lock().unwrap().take() {
+            waker.wake();
+        }
+        Ok(buf.len())
+    }
+    fn ready(&self, interest: Ready, waker: Option<&std::task::Waker>) -> veduta_api::Result<Ready> {
+        let readable = interest.readable && !self.0.mail.lock().unwrap().is_empty();
+        let ready = Ready { readable, writable: interest.writable, ..Ready::default() };
+        if ready.is_none() {
+            *self.0.waker.lock().unwrap() = waker.cloned();
+        }
+        Ok(ready)
+    }
+}
+
+#[test]
+fn a_tree_may_be_one_file_that_one_can_wait_for() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mailbox");
+    fs::write(&path, "").unwrap();
+    let mailbox = Arc::new(Mailbox::default());
+    let options = ServeOptions::new("mailbox", "umfusetest");
+    let mounted = Mounted::new(Arc::new(OneFile(mailbox.clone())), &path, &options).unwrap();
+    let reader = File::open(&path).unwrap();
+    let poll = |timeout: u16| {
+        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&reader), PollFlags::POLLIN)];
+        nix::poll::poll(&mut fds, timeout).unwrap()
+    };
+    assert_eq!(poll(0), 0);
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| poll(60_000));
+        until("the poller waits", || mailbox.waker.lock().unwrap().is_some());
+        fs::write(&path, "mail").unwrap();
+        assert_eq!(waiter.join().unwrap(), 1);
+    });
+    assert_eq!(fs::read(&path).unwrap(), b"mail");
+    drop(reader);
+    mounted.unmount().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"");
+}
+
+#[test]
+fn users_can_do_it_too() {
+    if is_root() && std::env::var_os(common::HOW).is_none() && can_mount() {
+        common::run_as_user("user");
+        common::run_as_user("userns");
+    }
 }
 
 #[test]

@@ -9,22 +9,18 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
 
-use common::{Memory, Tree, can_mount, is_mounted, is_root, until};
+use common::{HOW, Memory, Tree, can_mount, is_mounted, is_root, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use veduta_api::{Facts, Module, MountError, Object, OptionSpec, Request, SourceKind};
 
 /// Set: this process is the driver program.
 const DRIVER: &str = "VEDUTA_TEST_DRIVER";
-
-/// Set: how this process was started by another of its kind.
-const HOW: &str = "VEDUTA_TEST_HOW";
 
 /// A type whose source says what is to go wrong.
 struct Testing;
@@ -346,45 +342,7 @@ fn users_can_do_it_too() {
     if !is_root() || std::env::var_os(HOW).is_some() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    // Where cargo puts programs need not be open to others.
-    let program = folder.path().join("program-of-a-user");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let device = folder.path().join("device");
-    fs::create_dir(&device).unwrap();
     for how in ["user", "closed", "userns"] {
-        let output = Command::new("unshare")
-            .args(["-m", "--propagation", "private", "sh", "-c", AS_USER, how])
-            .args([&device, &program])
-            .env("TMPDIR", folder.path())
-            .env(HOW, how)
-            .output()
-            .unwrap();
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{how}:\n{text}");
-        text.lines().filter(|line| line.starts_with("skip")).for_each(|line| println!("{line} ({how})"));
+        common::run_as_user(how);
     }
 }
-
-/// A device node that everybody may open, seen in this mount namespace only, in place of the shared one.
-const AS_USER: &str = r#"
-set -e
-mount -t tmpfs none "$1"
-mode=666
-[ "$0" = closed ] && mode=600
-mknod -m $mode "$1/fuse" c 10 229
-mount --bind "$1/fuse" /dev/fuse
-user="setpriv --reuid 65534 --regid 65534 --clear-groups"
-if [ "$0" = userns ]; then
-    if ! $user unshare -Urm true; then echo "skip - no user namespaces here"; exit 0; fi
-    for helper in fusermount3 fusermount; do
-        path=$(command -v $helper) && mount --bind /bin/false "$path"
-    done
-    user="$user unshare -Urm"
-fi
-cd /
-[ "$0" = closed ] && only=closed_device
-exec $user "$2" $only
-"#;

@@ -676,6 +676,23 @@ impl fuser::Filesystem for Host {
         answer!(answer, reply, () => reply.ok());
     }
 
+    /// Asked only where the tree decides about permissions; it then does so in the operation itself.
+    fn access(&self, _request: &fuser::Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    /// `FIBMAP`: there is no device that the blocks could be on.
+    fn bmap(
+        &self,
+        _request: &fuser::Request,
+        _ino: INodeNo,
+        _size: u32,
+        _block: u64,
+        reply: fuser::ReplyBmap,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
     fn getlk(
         &self,
         request: &fuser::Request,

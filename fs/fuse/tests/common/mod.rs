@@ -591,3 +591,51 @@ impl File for Opened {
 pub(crate) fn device(rdev: u64) -> Device {
     Device { major: nix::sys::stat::major(rdev) as u32, minor: nix::sys::stat::minor(rdev) as u32 }
 }
+
+/// Set: how this test program was started by itself.
+pub(crate) const HOW: &str = "VEDUTA_TEST_HOW";
+
+/// Runs this test program again as an ordinary user: `user` has fusermount3, `closed` has it but may not open the device, and `userns`
+/// is in a user namespace without it.
+pub(crate) fn run_as_user(how: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // Where cargo puts programs need not be open to others.
+    let program = folder.path().join("program-of-a-user");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let device = folder.path().join("device");
+    fs::create_dir(&device).unwrap();
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", AS_USER, how])
+        .args([&device, &program])
+        .env("TMPDIR", folder.path())
+        .env(HOW, how)
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{how}:\n{text}");
+    text.lines().filter(|line| line.starts_with("skip")).for_each(|line| println!("{line} ({how})"));
+}
+
+/// A device node that everybody may open, seen in this mount namespace only, in place of the shared one.
+const AS_USER: &str = r#"
+set -e
+mount -t tmpfs none "$1"
+mode=666
+[ "$0" = closed ] && mode=600
+mknod -m $mode "$1/fuse" c 10 229
+mount --bind "$1/fuse" /dev/fuse
+user="setpriv --reuid 65534 --regid 65534 --clear-groups"
+if [ "$0" = userns ]; then
+    if ! $user unshare -Urm true; then echo "skip - no user namespaces here"; exit 0; fi
+    for helper in fusermount3 fusermount; do
+        path=$(command -v $helper) && mount --bind /bin/false "$path"
+    done
+    user="$user unshare -Urm"
+fi
+cd /
+[ "$0" = closed ] && only=closed_device
+exec $user "$2" $only
+"#;
