@@ -121,8 +121,9 @@ impl Dir {
                 // The index of a casefold directory was made by somebody's tables of Unicode, perhaps others
                 // than ours.
                 Ok(None) if self.inode().has(FLAG_CASEFOLD) && !name.is_ascii() => {}
-                Err(Error::Corrupt(_) | Error::Unsupported(_)) => {
-                    tracing::warn!("ext2: inode {}: the directory's index is of no use", self.inode().ino);
+                Err(error @ (Error::Corrupt(_) | Error::Unsupported(_))) => {
+                    let ino = self.inode().ino;
+                    tracing::warn!("ext2: the index of directory {ino} is left aside: {error}");
                 }
                 found => return found,
             }

@@ -180,6 +180,42 @@ fn a_copy_of_the_superblock_serves_when_asked_for() {
 }
 
 #[test]
+fn a_journal_is_replayed_and_the_image_stays_as_it_is() {
+    // A copy of a block that begins with the journal's magic number is stored without it.
+    const MAGIC: [u8; 4] = [0xc0, 0x3b, 0x39, 0x98];
+    for (arguments, open) in [
+        (&["-t", "ext3"][..], "jo"),
+        (&["-t", "ext4", "-O", "metadata_csum,64bit"], "jo -c -v 3"),
+        (&["-t", "ext4", "-O", "metadata_csum,^64bit"], "jo -c -v 2"),
+    ] {
+        let fixture = Fixture::new(32 << 20, 1, &[arguments, &["-b", "1024"]].concat());
+        let image = fixture.image();
+        let blocks = ask(&image, "blocks /whole");
+        let blocks: Vec<&str> = blocks.split_whitespace().take(4).collect();
+        let newer = fixture.folder.path().join("newer");
+        fs::write(&newer, [MAGIC.as_slice(), &[7; 1020], &[8; 1024], &[9; 1024]].concat()).unwrap();
+        let (first, second, third) = (blocks[0], blocks[1], blocks[2]);
+        let newer = newer.to_str().unwrap();
+        // The second transaction takes the third block back.
+        let script = format!("{open}\njw -b {first},{second},{third} {newer}\njw -r {third}\njc\n");
+        debugfs(&image, &script);
+        let before = fs::read(&image).unwrap();
+        let start = |options| {
+            let tree = mount(&image, options).unwrap();
+            let file = tree.open(node(&*tree, "/whole").unwrap(), OpenFlags::READ).unwrap();
+            let mut buf = [0; 4096];
+            assert_eq!(file.read_at(&mut buf, 0), Ok(4096));
+            buf
+        };
+        let replayed = start("");
+        assert_eq!(replayed[..5], [MAGIC.as_slice(), &[7]].concat()[..], "{arguments:?}");
+        assert_eq!((replayed[1024], replayed[2048], replayed[3072]), (8, 0x5a, 0x5a), "{arguments:?}");
+        assert_eq!(start("noload"), [0x5a; 4096]);
+        assert!(fs::read(&image).unwrap() == before, "the image was changed");
+    }
+}
+
+#[test]
 fn options_are_taken_or_named() {
     let fixture = Fixture::new(8 << 20, 1, &["-t", "ext4"]);
     for (options, says) in [
