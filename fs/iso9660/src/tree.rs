@@ -21,7 +21,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use veduta_api::{
     Attr, Caching, DirEntry, DirSink, Entry, Errno, Facts, File, Filesystem, Ino, Kind, OpenFlags, Perm,
-    Result, StatFs,
+    Result, Seek, StatFs,
 };
 
 use crate::cache::Cache;
@@ -314,6 +314,15 @@ fn identity(volume: &Volume) -> u64 {
     })
 }
 
+/// No file of a volume has holes.
+fn seek(what: Seek, offset: u64, size: u64) -> Result<u64> {
+    match what {
+        _ if offset >= size => Err(Errno::ENXIO),
+        Seek::Data => Ok(offset),
+        Seek::Hole => Ok(size),
+    }
+}
+
 /// An open file that lies in the volume as it is.
 struct Stored {
     volume: Arc<Volume>,
@@ -324,6 +333,10 @@ impl File for Stored {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let read = self.extents.read(&self.volume.image, buf, offset);
         read.map_err(|error| error.report(self.volume.name()))
+    }
+
+    fn seek(&self, what: Seek, offset: u64) -> Result<u64> {
+        seek(what, offset, self.extents.size())
     }
 
     fn sync(&self, _data_only: bool) -> Result<()> {
@@ -341,6 +354,10 @@ impl File for Unpacked {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let read = self.file.read(&self.volume.image, buf, offset);
         read.map_err(|error| error.report(self.volume.name()))
+    }
+
+    fn seek(&self, what: Seek, offset: u64) -> Result<u64> {
+        seek(what, offset, self.file.size())
     }
 
     fn sync(&self, _data_only: bool) -> Result<()> {

@@ -101,6 +101,11 @@ impl Compressed {
         Ok(Self { extents, compression, cache: Mutex::new(Vec::new()) })
     }
 
+    /// Bytes of the file unpacked.
+    pub(crate) fn size(&self) -> u64 {
+        self.compression.size
+    }
+
     /// Fills `buf` from byte `offset` of the unpacked file, and says how much there was.
     pub(crate) fn read(&self, image: &Image, buf: &mut [u8], offset: u64) -> Result<usize> {
         let block_size = 1u64 << self.compression.block_log;

@@ -1,5 +1,7 @@
 //! zisofs, boot images, raw sectors, large files and damage. Some need xorriso, genisoimage or mkzftree.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;
