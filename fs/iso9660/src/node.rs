@@ -176,6 +176,9 @@ impl Volume {
             (Kind::File, _) if parsed.is_interleaved => Content::Interleaved,
             (Kind::File, _) if fields.sparse_size.is_some() => {
                 attr.size = fields.sparse_size.unwrap_or(0);
+                if i64::try_from(attr.size).is_err() {
+                    return Err(wrong(format!("a sparse file of {} bytes", attr.size)));
+                }
                 Content::Sparse
             }
             (Kind::File, Some(compression)) => {

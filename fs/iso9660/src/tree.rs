@@ -3,7 +3,8 @@
 //! # Node numbers
 //!
 //! The root is 1; a directory is the byte where it starts, a file that of its first record; neither can be 1, since
-//! both lie behind sector 16. The virtual directory of boot images and its files have the numbers from 2^62 on.
+//! both lie behind sector 16. The virtual directory of boot images and its files have the numbers from 2^62 on; there is
+//! none if the root has an entry of its name.
 //!
 //! # A tree it is
 //!
@@ -51,10 +52,18 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new(volume: Volume) -> error::Result<Self> {
-        let boot_images = match volume.descriptors.boot_catalog.filter(|_| volume.choices.el_torito) {
+        let mut boot_images = match volume.descriptors.boot_catalog.filter(|_| volume.choices.el_torito) {
             Some(sector) => eltorito::catalog(&volume.image, sector, volume.shown().size())?,
             None => Vec::new(),
         };
+        let is_taken = || Ok(Directory::read(&volume, volume.root)?.find(BOOT_NAME.as_bytes())?.is_some());
+        if !boot_images.is_empty() && is_taken()? {
+            tracing::warn!(
+                "iso9660: {}: boot images are not shown: the root has a {BOOT_NAME}",
+                volume.name()
+            );
+            boot_images.clear();
+        }
         let parents = HashMap::from([(volume.root, (volume.root, usize::MAX))]);
         Ok(Self {
             volume: Arc::new(volume),
@@ -123,7 +132,7 @@ impl Tree {
         }
     }
 
-    /// The virtual directory, where there is one and no entry of the root has its name.
+    /// Whether the virtual directory is listed in `dir`.
     fn has_boot_directory(&self, dir: Ino) -> bool {
         dir == Ino::ROOT && !self.boot_images.is_empty()
     }
