@@ -3,6 +3,8 @@
 # folder of its own); what it leaves mounted or running is a failure of the script.
 # shellcheck shell=bash
 set -u
+TESTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export TESTS
 passed=0 failed=0 skipped=0
 
 pass() { passed=$((passed + 1)); echo "ok - $1"; }

@@ -3,7 +3,7 @@
 # shellcheck source=tests/lib.sh
 . "$(dirname "$0")/../lib.sh"
 cd "$TMP" || exit 1
-truth=$(dirname "$0")/../../images/truth
+truth=$TESTS/../images/truth
 mkdir m m2
 m=$TMP/m
 
@@ -85,12 +85,14 @@ fi
 
 # --- fstab and mount(8) ---
 if [ "$HOW" = root ] && command -v mount.fuse3 >/dev/null; then
-    export PATH=$BIN:$PATH
+    # mount(8) looks in the usual places only; ours is made one of them, in this namespace.
+    mount -t tmpfs -o mode=755 none /usr/local/bin && ln -s "$BIN/umfuseext2" /usr/local/bin/
     check "mount -t fuse.umfuseext2" mount -t fuse.umfuseext2 -o ro "$img" "$m"
     check "umount(8)" umount "$m"
     echo "$img $m fuse.umfuseext2 ro,noauto,user,nofail,x-systemd.automount,_netdev 0 0" >fstab
     check "a line of fstab mounts" mount -T "$TMP/fstab" "$m"
     check "and is unmounted" umount "$m"
+    umount /usr/local/bin
 else
     skip "fstab: only root asks mount(8)" fine
 fi
@@ -100,7 +102,7 @@ refuse 32 'no-such-dir' "a mount point that is not there is named" "$VEDUTA" mou
 refuse 32 'not a directory' "a mount point that is a file is named" "$VEDUTA" mount "$img" "$TMP/got.jsonl"
 refuse 1 'unknown option "wrong"' "a wrong option is named" "$VEDUTA" mount -o wrong "$img" "$m"
 refuse 1 'norecovery' "and the right ones are listed" "$BIN/umfuseext2" "$img" "$m" -o wrong
-refuse 1 'SOURCE' "a driver without arguments shows its usage" "$BIN/umfuseext2"
+refuse 1 'source' "a driver without arguments shows its usage" "$BIN/umfuseext2"
 refuse 32 'ext2: .*noise.img: ' "a wrong image is refused with type, source and reason" \
     bash -c 'head -c 100000 /dev/urandom >noise.img; "$1" noise.img "$2"' _ "$BIN/umfuseext2" "$m"
 check "a mistake leaves nothing mounted" not_mounted "$m"

@@ -7,14 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
-// The record of a tree is made through the contract alone, so it serves all types.
-#[path = "../../ext2/tests/common/record.rs"]
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic, reason = "test code")]
-mod record;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use veduta_tests::record;
 
 fn folder() -> PathBuf {
     match std::env::var_os("VEDUTA_IMAGES") {

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File as HostFile;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -215,7 +215,9 @@ impl Copier<'_> {
                             let path = source::below(path, &listed.name);
                             tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(place), path });
                         }
-                        Ok(listed) => self.lost.skip(&source::below(path, &listed.name), "not a name for a file"),
+                        Ok(listed) => {
+                            self.lost.skip(&source::below(path, &listed.name), "not a name for a file")
+                        }
                         Err(errno) => self.lost.skip(path, crate::failure::sentence(errno)),
                     }
                 }
@@ -282,7 +284,7 @@ impl Copier<'_> {
                     self.tree.readlink(ino).map_err(|errno| crate::failure::sentence(errno).to_owned())?;
                 remove(place, name).map_err(text)?;
                 host::symlinkat(&*target, &place.dir, name).map_err(text)?;
-                self.keep_at(attr, place, name, path);
+                self.keep_at(ino, attr, place, name, path);
             }
             _ if !self.archive => {
                 self.lost.note(path, format!("{} left out (-a copies it)", kind_name(attr.kind)));
@@ -292,7 +294,7 @@ impl Copier<'_> {
                 let device = host::makedev(attr.rdev.major, attr.rdev.minor);
                 let kind = FileType::from_raw_mode(attr.kind.mode_bits());
                 match host::mknodat(&place.dir, name, kind, Mode::RUSR | Mode::WUSR, device) {
-                    Ok(()) => self.keep_at(attr, place, name, path),
+                    Ok(()) => self.keep_at(ino, attr, place, name, path),
                     Err(errno) => self.lost.note(path, format!("{} not made: {errno}", kind_name(attr.kind))),
                 }
             }
@@ -334,7 +336,9 @@ impl Copier<'_> {
                 is_owner = false;
                 self.lost.note(path, format!("owner not kept: {errno}"));
             }
-            self.keep_xattrs(ino, fd, path);
+            self.keep_xattrs(ino, path, |name, value| {
+                host::fsetxattr(fd, name, value, host::XattrFlags::empty())
+            });
         }
         // Set-id bits belong to the owner that they were given by.
         let mask = if self.archive && is_owner { 0o7777 } else { 0o777 };
@@ -346,7 +350,7 @@ impl Copier<'_> {
         }
     }
 
-    fn keep_xattrs(&mut self, ino: Ino, fd: std::os::fd::BorrowedFd<'_>, path: &OsStr) {
+    fn keep_xattrs(&mut self, ino: Ino, path: &OsStr, set: impl Fn(&OsStr, &[u8]) -> Result<(), HostErrno>) {
         let names = match self.tree.listxattr(ino) {
             Ok(names) => names,
             Err(errno) => {
@@ -357,7 +361,7 @@ impl Copier<'_> {
             let shown = name.to_string_lossy();
             match self.tree.getxattr(ino, &name) {
                 Ok(value) => {
-                    if let Err(errno) = host::fsetxattr(fd, &*name, &value, host::XattrFlags::empty()) {
+                    if let Err(errno) = set(&name, &value) {
                         self.lost.note(path, format!("extended attribute {shown} not kept: {errno}"));
                     }
                 }
@@ -369,13 +373,21 @@ impl Copier<'_> {
     }
 
     /// As [`keep`](Self::keep), for what cannot be opened. The mode of a symbolic link is nobody's.
-    fn keep_at(&mut self, attr: &Attr, place: &Place, name: &OsStr, path: &OsStr) {
+    fn keep_at(&mut self, ino: Ino, attr: &Attr, place: &Place, name: &OsStr, path: &OsStr) {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         if self.archive {
             let (uid, gid) = (host::Uid::from_raw(attr.uid), host::Gid::from_raw(attr.gid));
             if let Err(errno) = host::chownat(&place.dir, name, Some(uid), Some(gid), nofollow) {
                 self.lost.note(path, format!("owner not kept: {errno}"));
             }
+        }
+        if self.archive {
+            // By a path that leads through the open directory: what is at its end is not followed.
+            let path_of = format!("/proc/self/fd/{}", place.dir.as_raw_fd());
+            let at = Path::new(&path_of).join(name);
+            self.keep_xattrs(ino, path, |name, value| {
+                host::lsetxattr(&at, name, value, host::XattrFlags::empty())
+            });
         }
         if attr.kind != Kind::Symlink {
             let mode = Mode::from_raw_mode(attr.perm.bits());

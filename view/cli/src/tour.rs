@@ -197,8 +197,12 @@ impl Tour {
         let failed = |error: std::io::Error| Failure::system(format!("{name}: {error}"));
         // What it complains of belongs between the lines of the tour, wherever those go.
         let complaints = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
-        let status =
-            command.current_dir(&self.dir).stdin(Stdio::null()).stderr(complaints).status().map_err(failed)?;
+        let status = command
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stderr(complaints)
+            .status()
+            .map_err(failed)?;
         println!();
         if status.success() {
             Ok(())

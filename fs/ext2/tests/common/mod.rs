@@ -20,7 +20,7 @@ use veduta_api::{
 use veduta_ext2::Ext2;
 
 pub mod exercise;
-pub mod record;
+pub use veduta_tests::record;
 
 /// An image file, read only.
 pub struct Image {

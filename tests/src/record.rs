@@ -1,6 +1,12 @@
 //! The record of a tree: one JSON object an entry, as `images/truth` writes it, made through the contract
 //! alone.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "only tests use it, and what it finds is what they want to hear of"
+)]
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
