@@ -13,7 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use common::{Counted, Image, ask, debugfs, make, mount, mount_disk, names, node, record, repair};
+use common::{Counted, Image, ask, debugfs, make, mount, mount_disk, names, node, repair};
+use veduta_tests::record;
 use tempfile::TempDir;
 use veduta_api::{Errno, Filesystem, Ino, Ioctl, Module, MountErrorKind, OpenFlags, Options, Value};
 use veduta_ext2::Ext2;

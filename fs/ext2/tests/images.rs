@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::record;
+use veduta_tests::record;
 
 fn folder() -> PathBuf {
     match std::env::var_os("VEDUTA_IMAGES") {

@@ -216,7 +216,7 @@ impl Copier<'_> {
                             tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(place), path });
                         }
                         Ok(listed) => {
-                            self.lost.skip(&source::below(path, &listed.name), "not a name for a file")
+                            self.lost.skip(&source::below(path, &listed.name), "not a name for a file");
                         }
                         Err(errno) => self.lost.skip(path, crate::failure::sentence(errno)),
                     }

@@ -20,7 +20,6 @@ use veduta_api::{
 use veduta_ext2::Ext2;
 
 pub mod exercise;
-pub use veduta_tests::record;
 
 /// An image file, read only.
 pub struct Image {
