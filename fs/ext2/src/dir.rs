@@ -316,14 +316,12 @@ fn kind_of(code: u8) -> Option<Kind> {
 }
 
 /// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own
-/// entries.
+/// entries. The kernel leaves the false entry in a block that becomes the root of an index, so it decides nothing.
 fn sum_is_right(block: &[u8], seed: u32) -> bool {
     let at = block.len() - TAIL;
     let tail = slice(block, at, TAIL);
-    if le32(tail, 0) == 0 && le16(tail, 4) == 12 && le16(tail, 6) == u16::from(TAIL_TYPE) << 8 {
-        return crc32c(seed, slice(block, 0, at)) == le32(tail, 8);
-    }
-    htree::sum_is_right(block, seed)
+    let has_tail = le32(tail, 0) == 0 && le16(tail, 4) == 12 && le16(tail, 6) == u16::from(TAIL_TYPE) << 8;
+    (has_tail && crc32c(seed, slice(block, 0, at)) == le32(tail, 8)) || htree::sum_is_right(block, seed)
 }
 
 /// Whether a block of a directory looks like one free entry: what a block of an index is disguised as.
