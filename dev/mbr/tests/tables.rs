@@ -207,7 +207,8 @@ fn a_broken_primary_table_is_replaced_by_its_backup_with_a_warning() {
 #[test]
 fn a_hybrid_disk_is_read_by_its_gpt() {
     // sgdisk ends with sync(2), which waits for every disk of the machine; eatmydata leaves that out.
-    let program = ["eatmydata", "sgdisk", "-n", "1:4096:+2M", "-n", "2:0:+1M", "-t", "2:8200", "--hybrid", "1"];
+    let program =
+        ["eatmydata", "sgdisk", "-n", "1:4096:+2M", "-n", "2:0:+1M", "-t", "2:8200", "--hybrid", "1"];
     let Some(file) = made_by(&program, "", 20 * MIB) else { return };
     let mut bytes = std::fs::read(file.path()).unwrap();
     let kinds: Vec<_> = table(&bytes).partitions.into_iter().map(|one| one.kind_name).collect();

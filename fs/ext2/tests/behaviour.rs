@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use common::{Counted, Image, ask, debugfs, make, mount, mount_disk, names, node, repair};
-use veduta_tests::record;
 use tempfile::TempDir;
 use veduta_api::{Errno, Filesystem, Ino, Ioctl, Module, MountErrorKind, OpenFlags, Options, Value};
 use veduta_ext2::Ext2;
+use veduta_tests::record;
 
 /// An image of a small tree, made once a test.
 struct Fixture {
