@@ -6,7 +6,7 @@
 need() {
     local tool package
     for tool; do
-        if command -v "$tool" >/dev/null; then continue; fi
+        if type -P "$tool" >/dev/null; then continue; fi
         case $tool in
         mke2fs | debugfs | e2fsck | tune2fs) package=e2fsprogs ;;
         sfdisk) package=fdisk ;;
@@ -21,6 +21,10 @@ need() {
         exit 1
     done
 }
+
+# These end with sync(2), which waits for every disk of the machine, also for one that hangs; eatmydata leaves that out.
+sfdisk() { need eatmydata && eatmydata sfdisk "$@"; }
+sgdisk() { need eatmydata && eatmydata sgdisk "$@"; }
 
 # skip WHY: this machine cannot make the image, and that is not an error.
 skip() {

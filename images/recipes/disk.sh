@@ -100,12 +100,11 @@ disk_backup() {
     cmp backup.json "$name.parts.json"
 }
 
-# sgdisk adds the first partition to the MBR, beside the protective one. It ends with sync(2), which waits for every disk of the
-# machine, also for one that hangs; eatmydata leaves that out.
+# sgdisk adds the first partition to the MBR, beside the protective one.
 disk_hybrid() {
-    need sgdisk eatmydata
+    need sgdisk
     disk_gpt
-    eatmydata sgdisk --hybrid 3 "$name.img"
+    sgdisk --hybrid 3 "$name.img"
 }
 
 disk_bare() {

@@ -26,7 +26,7 @@ fn folder() -> PathBuf {
 fn every_image_reads_as_it_was_made() {
     let only = std::env::var("VEDUTA_ONLY").unwrap_or_default();
     let Ok(files) = fs::read_dir(folder()) else {
-        eprintln!("skipped: there are no images in {}", folder().display());
+        eprintln!("skip - there are no images in {}", folder().display());
         return;
     };
     let names: BTreeSet<String> = files
