@@ -35,7 +35,7 @@ fi
 check "a second mount on the same directory stacks" "$VEDUTA" mount "$IMAGES/ext2-empty.img" "$m"
 same "it hides the first" lost+found "$(ls "$m")"
 check "it is ended first" "$VEDUTA" umount "$m"
-check "the first is there again" test -e "$m/types"
+check "the first is there again" test -e "$m/hello.txt"
 check "veduta umount ends it" "$VEDUTA" umount "$m"
 check "nothing is mounted afterwards" not_mounted "$m"
 check "the server has ended" until_true 5 bash -c "! pgrep -f ' $m( |\$)'"
