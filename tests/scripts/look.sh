@@ -8,7 +8,7 @@ truth=$TESTS/../images/truth
 json() { python3 -c 'import json, sys; print(eval(sys.argv[1], {"d": json.load(sys.stdin)}))' "$1"; }
 
 # A copy has inodes, sizes of directories, and times of its own; and a host filesystem may cut times at the edges of its range.
-unkept=ino,size,atime_s,atime_ns,mtime_ns,ctime_s,ctime_ns,crtime_s,crtime_ns,blocks,flags,generation,holes
+unkept=ino,size,atime_s,atime_ns,mtime_ns,ctime_s,ctime_ns,crtime_s,crtime_ns,blocks,flags,generation,data
 
 for name in ext2-1k ext3-1k ext4-4k ext4-inline-zoo ext4-blockmapped ext4-dirty; do
     img=$IMAGES/$name.img
@@ -21,9 +21,12 @@ for name in ext2-1k ext3-1k ext4-4k ext4-inline-zoo ext4-blockmapped ext4-dirty;
             "$truth" compare "$IMAGES/$name.truth.jsonl" got.jsonl --ignore "$unkept"
     else
         check "cp -r copies $name as an ordinary user" "$VEDUTA" cp -r "$img:/" out
+        # What nobody may read is made readable, to be compared; cp -r leaves devices and the like out, and says so.
+        chmod -R u+rwX out
         "$truth" dir out >got.jsonl
+        grep -vE '"type": ?"(fifo|sock|chr|blk)"' "$IMAGES/$name.truth.jsonl" >want.jsonl
         check "the names and contents that cp -r copied from $name are right" \
-            "$truth" compare "$IMAGES/$name.truth.jsonl" got.jsonl --only type,size,sha256,target,mtime_s
+            "$truth" compare want.jsonl got.jsonl --only type,sha256,target,mtime_s
     fi
     chmod -R u+rwx out 2>/dev/null
 done

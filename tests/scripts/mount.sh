@@ -4,7 +4,8 @@
 . "$(dirname "$0")/../lib.sh"
 cd "$TMP" || exit 1
 truth=$TESTS/../images/truth
-mkdir m m2
+mkdir m
+: >file
 m=$TMP/m
 
 if ! "$VEDUTA" doctor --json | grep -q '"can_mount": true'; then
@@ -32,10 +33,13 @@ if [ "$HOW" = root ]; then
     [ ! -e "$IMAGES/ext4-4k.kernel.jsonl" ] ||
         check "the mounted tree is what the kernel shows" "$truth" compare "$IMAGES/ext4-4k.kernel.jsonl" got.jsonl
 fi
-check "a second mount on the same directory stacks" "$VEDUTA" mount "$IMAGES/ext2-empty.img" "$m"
-same "it hides the first" lost+found "$(ls "$m")"
-check "it is ended first" "$VEDUTA" umount "$m"
-check "the first is there again" test -e "$m/hello.txt"
+# fusermount3 wants the mount point to be writable by the user, and the root of the first mount is not.
+if [ "$HOW" != user ]; then
+    check "a second mount on the same directory stacks" "$VEDUTA" mount "$IMAGES/ext2-empty.img" "$m"
+    same "it hides the first" lost+found "$(ls "$m")"
+    check "it is ended first" "$VEDUTA" umount "$m"
+    check "the first is there again" test -e "$m/hello.txt"
+fi
 check "veduta umount ends it" "$VEDUTA" umount "$m"
 check "nothing is mounted afterwards" not_mounted "$m"
 check "the server has ended" until_true 5 bash -c "! pgrep -f ' $m( |\$)'"
@@ -101,7 +105,7 @@ fi
 
 # --- mistakes ---
 refuse 32 'no-such-dir' "a mount point that is not there is named" "$VEDUTA" mount "$img" "$TMP/no-such-dir"
-refuse 32 'not a directory' "a mount point that is a file is named" "$VEDUTA" mount "$img" "$TMP/got.jsonl"
+refuse 32 'not a directory' "a mount point that is a file is named" "$VEDUTA" mount "$img" "$TMP/file"
 refuse 1 'unknown option "wrong"' "a wrong option is named" "$VEDUTA" mount -o wrong "$img" "$m"
 refuse 1 'norecovery' "and the right ones are listed" "$BIN/umfuseext2" "$img" "$m" -o wrong
 refuse 1 'source' "a driver without arguments shows its usage" "$BIN/umfuseext2"
