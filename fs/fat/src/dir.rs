@@ -221,17 +221,21 @@ impl Dir {
     /// [`room`](Self::room) for. It is taken with [`occupy`](Self::occupy).
     pub(crate) fn place(&self, count: u32) -> u32 {
         let fitting = self.gaps.iter().take(PROBES).find_map(|(first, len)| {
-            let start = self.step_over(*first);
+            let start = self.step_over(*first, count);
             (start + count <= first + len).then_some(start)
         });
-        fitting.unwrap_or_else(|| self.step_over(self.end))
+        fitting.unwrap_or_else(|| self.step_over(self.end, count))
     }
 
-    /// The two slots that say most of an exFAT file are never put on different sectors: a crash that tears them would lose the
-    /// file.
-    fn step_over(&self, slot: u32) -> u32 {
-        let last = self.sector / u64::from(SLOT) - 1;
-        if self.exfat && u64::from(slot) % (last + 1) == last { slot + 1 } else { slot }
+    /// A set of exFAT is put on one sector, or else begins one: a crash that tears it would lose the file.
+    fn step_over(&self, slot: u32, count: u32) -> u32 {
+        let per_sector = (self.sector / u64::from(SLOT)) as u32;
+        let within = slot % per_sector;
+        if self.exfat && within > 0 && within + count > per_sector {
+            slot - within + per_sector
+        } else {
+            slot
+        }
     }
 
     /// Takes slots, in a gap or at the end.

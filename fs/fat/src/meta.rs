@@ -5,12 +5,13 @@
 //! flushed between them:
 //!
 //! 1. content, written before;
-//! 2. the table and the bitmap: what was allocated and linked;
+//! 2. the table and the bitmap: what was allocated, as chains of their own; then where older chains go on into them;
 //! 3. directory sectors; those that got a name by `rename` after those that lost one;
-//! 4. the table and the bitmap: what was freed; free counts.
+//! 4. the table: where chains that became shorter end now;
+//! 5. the table and the bitmap: what was freed; free counts.
 //!
 //! So a cluster is in the table before a directory names its file, and leaves it after no directory does. A freed cluster
-//! is given to nobody before step 4, since until then a crash would bring its old file back. Whenever a crash comes,
+//! is given to nobody before step 5, since until then a crash would bring its old file back. Whenever a crash comes,
 //! clusters are lost at worst: none belongs to two files, and no file shows content that is not its own.
 //!
 //! A commit is made by `fsync`, `sync` and `unmount`; when the changes have become many or old; and when only it
@@ -56,6 +57,8 @@ pub(crate) struct Meta {
     freed_count: u64,
     /// Clusters that are the last of their file after the next commit.
     cuts: HashSet<u32>,
+    /// Ends of chains that go on after the next commit, and where.
+    joins: HashMap<u32, u32>,
     sectors: HashMap<u64, Sector>,
     changed: usize,
     /// When the oldest change was made that has not been committed.
@@ -75,6 +78,7 @@ impl Meta {
             freed: Vec::new(),
             freed_count: 0,
             cuts: HashSet::new(),
+            joins: HashMap::new(),
             sectors: HashMap::new(),
             changed: 0,
             since: None,
@@ -106,20 +110,28 @@ impl Meta {
 
     // --- Chains ---------------------------------------------------------------------------------------------------
 
-    /// The clusters of the chain that starts at `start`. It has no more clusters than the volume, so the walk ends.
+    /// The clusters of the chain that starts at `start`. The walk ends where a cluster comes again: it is compared with an
+    /// earlier one, which moves on at each power of two (Brent), so a loop is gone through three times at most.
     pub(crate) fn chain(&mut self, start: u32) -> Result<Runs> {
         let mut runs = Runs::default();
-        let mut cluster = start;
+        let (mut cluster, mut earlier) = (start, 0);
         loop {
-            if !self.layout.is_cluster(cluster) || runs.total() >= self.layout.clusters {
+            if !self.layout.is_cluster(cluster) || cluster == earlier {
                 runs.broken = true;
                 return Ok(runs);
+            }
+            if runs.total().is_power_of_two() {
+                earlier = cluster;
             }
             runs.push(cluster, 1);
             if self.cuts.contains(&cluster) {
                 return Ok(runs);
             }
-            match self.table.next(&self.disk, cluster)? {
+            let next = match self.joins.get(&cluster) {
+                Some(next) => Next::Cluster(*next),
+                None => self.table.next(&self.disk, cluster)?,
+            };
+            match next {
                 Next::Cluster(next) => cluster = next,
                 Next::End => return Ok(runs),
                 Next::Free | Next::Bad => {
@@ -157,19 +169,17 @@ impl Meta {
             // The end that this file was given must be on the disk before it gets another one.
             self.commit()?;
         }
-        let mut last = last;
-        for (start, len) in runs {
-            for cluster in *start..*start + *len {
-                if let Some(last) = last {
-                    self.table.set(&self.disk, last, Next::Cluster(cluster))?;
-                }
-                last = Some(cluster);
+        if let (Some(last), Some((first, _))) = (last, runs.first()) {
+            self.joins.insert(last, *first);
+        }
+        let mut before = None;
+        for cluster in runs.iter().flat_map(|(start, len)| *start..*start + *len) {
+            if let Some(before) = before {
+                self.table.set(&self.disk, before, Next::Cluster(cluster))?;
             }
+            before = Some(cluster);
         }
-        match last {
-            Some(last) => self.table.set(&self.disk, last, Next::End),
-            None => Ok(()),
-        }
+        before.map_or(Ok(()), |last| self.table.set(&self.disk, last, Next::End))
     }
 
     /// Frees clusters that no directory names any more.
@@ -318,6 +328,14 @@ impl Meta {
             self.free.write_out(&self.disk)?;
             self.disk.flush()?;
         }
+        if !self.joins.is_empty() {
+            for (last, next) in &self.joins {
+                self.table.set(&self.disk, *last, Next::Cluster(*next))?;
+            }
+            self.table.write_out(&self.disk)?;
+            self.disk.flush()?;
+            self.joins.clear();
+        }
         for target in [false, true] {
             if self.write_sectors(target)? {
                 self.disk.flush()?;
@@ -362,12 +380,16 @@ impl Meta {
 
     fn apply_frees(&mut self) -> Result<()> {
         let chained = !self.layout.is_exfat();
-        // What fails here is done again by the next commit.
-        let cuts: Vec<u32> = self.cuts.iter().copied().collect();
-        for cluster in cuts {
-            self.table.set(&self.disk, cluster, Next::End)?;
+        // What fails here is done again by the next commit. A chain ends before the clusters behind its end are free.
+        if !self.cuts.is_empty() {
+            let cuts: Vec<u32> = self.cuts.iter().copied().collect();
+            for cluster in cuts {
+                self.table.set(&self.disk, cluster, Next::End)?;
+            }
+            self.table.write_out(&self.disk)?;
+            self.disk.flush()?;
+            self.cuts.clear();
         }
-        self.cuts.clear();
         while let Some((start, len)) = self.freed.last().copied() {
             // exFAT's table says nothing about free clusters.
             for cluster in (start..start + len).filter(|_| chained) {

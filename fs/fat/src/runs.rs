@@ -62,6 +62,13 @@ impl Runs {
         self.list.iter().map(|run| (run.start, run.len))
     }
 
+    /// Whether a cluster comes twice.
+    pub(crate) fn overlap(&self) -> bool {
+        let mut runs: Vec<(u32, u32)> = self.iter().collect();
+        runs.sort_unstable();
+        runs.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0)
+    }
+
     /// Keeps the first `keep` clusters, and returns the others.
     pub(crate) fn truncate(&mut self, keep: u32) -> Vec<(u32, u32)> {
         let mut cut = Vec::new();

@@ -348,7 +348,12 @@ impl Volume {
         if inner.runs.is_none() {
             let mut runs = self.runs_of(&mut self.meta.lock(), &inner.record)?;
             let need = self.layout.clusters_for(inner.record.size);
-            runs.broken |= !node.is_dir && u64::from(runs.total()) < need;
+            if !node.is_dir {
+                // What a crash has left behind the end may be somebody else's by now.
+                let odd = runs.broken;
+                runs.truncate(u32::try_from(need).unwrap_or(u32::MAX));
+                runs.broken = u64::from(runs.total()) < need || (odd && runs.overlap());
+            }
             if runs.broken {
                 tracing::error!("{}: the clusters of node {} end too early", self.disk.name(), node.ino);
             }
@@ -678,16 +683,15 @@ impl Volume {
 
     /// Makes room for `count` slots in a directory: the first of them. `dir` is the index of `node`.
     pub(crate) fn make_room(&self, dir: &mut Dir, node: &Node, count: u32) -> Result<u32> {
+        if node.inner.read().runs.as_ref().is_some_and(|runs| runs.broken) {
+            return self.corrupt(format_args!("the clusters of directory {} end in nonsense", node.ino));
+        }
         let first = dir.place(count);
         if first + count > self.layout.slots_max() {
             return Err(Errno::ENOSPC);
         }
         // Each step adds a cluster, and a set needs a few at most.
         while first + count > dir.room() {
-            if node.inner.read().runs.is_none() {
-                // The fixed root.
-                return Err(Errno::ENOSPC);
-            }
             self.grow_dir(dir, node)?;
         }
         let mut meta = self.meta.lock();
@@ -711,10 +715,8 @@ impl Volume {
     fn grow_dir(&self, dir: &mut Dir, node: &Node) -> Result<()> {
         let mut inner = node.inner.write();
         let inner = &mut *inner;
+        // The fixed root has none, and cannot grow.
         let Some(runs) = &inner.runs else { return Err(Errno::ENOSPC) };
-        if runs.broken {
-            return Err(Errno::EUCLEAN);
-        }
         let size = u64::from(self.layout.cluster_size);
         let before = u64::from(runs.total());
         self.reserve(inner, (before + 1) * size)?;

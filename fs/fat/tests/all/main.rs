@@ -4,5 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so by failing")]
 
+mod crash;
+mod hostile;
 mod model;
+mod names;
+mod rules;
 mod support;

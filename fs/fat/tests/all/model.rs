@@ -14,7 +14,7 @@ const fn exfat(kib: u64, words: &'static str) -> Make {
     Make { kib, exfat: true, words }
 }
 
-pub const FATS: &[Make] = &[
+pub(crate) const FATS: &[Make] = &[
     fat(1440, "-F 12"),
     fat(2880, "-F 12 -s 4 -f 1"),
     fat(8192, "-F 12 -s 16 -S 512"),
@@ -27,7 +27,7 @@ pub const FATS: &[Make] = &[
     fat(300 << 10, "-F 32 -S 4096 -s 1"),
 ];
 
-pub const EXFATS: &[Make] = &[
+pub(crate) const EXFATS: &[Make] = &[
     exfat(4096, "-c 512"),
     exfat(16 << 10, "-c 4096"),
     exfat(64 << 10, "-c 65536 -L LABEL"),

@@ -17,21 +17,21 @@ use veduta_fat::Fat;
 
 /// What reached a disk, in order.
 #[derive(Clone)]
-pub enum Event {
+pub(crate) enum Event {
     Write(u64, Vec<u8>),
     Flush,
 }
 
 /// A disk in memory that counts, and remembers if it is asked to.
-pub struct Memory {
+pub(crate) struct Memory {
     bytes: RwLock<Vec<u8>>,
-    pub writes: AtomicU64,
-    pub reads: AtomicU64,
-    pub events: Mutex<Option<Vec<Event>>>,
+    pub(crate) writes: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) events: Mutex<Option<Vec<Event>>>,
 }
 
 impl Memory {
-    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn new(bytes: Vec<u8>) -> Arc<Self> {
         Arc::new(Self {
             bytes: RwLock::new(bytes),
             writes: AtomicU64::new(0),
@@ -39,10 +39,10 @@ impl Memory {
             events: Mutex::new(None),
         })
     }
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.bytes.read().clone()
     }
-    pub fn save(&self, path: &Path) {
+    pub(crate) fn save(&self, path: &Path) {
         std::fs::write(path, &*self.bytes.read()).unwrap();
     }
 }
@@ -73,7 +73,7 @@ impl BlockDevice for Memory {
 }
 
 /// A world with one disk.
-pub struct OneDisk(pub Disk);
+pub(crate) struct OneDisk(pub(crate) Disk);
 
 impl World for OneDisk {
     fn disk(&self, _source: &OsStr, writable: bool) -> Result<Disk, MountError> {
@@ -87,12 +87,12 @@ impl World for OneDisk {
     }
 }
 
-pub fn disk(memory: &Arc<Memory>) -> Disk {
+pub(crate) fn disk(memory: &Arc<Memory>) -> Disk {
     Disk::new(Arc::clone(memory) as Arc<dyn BlockDevice>, "memory")
 }
 
 /// Mounts a disk with an option list, read-only if that is in it.
-pub fn try_mount(memory: &Arc<Memory>, options: &str) -> Result<Tree, MountError> {
+pub(crate) fn try_mount(memory: &Arc<Memory>, options: &str) -> Result<Tree, MountError> {
     let world = OneDisk(disk(memory));
     let mut options = Options::parse(options).unwrap();
     let read_only = options.take_flag("ro").unwrap();
@@ -104,7 +104,7 @@ pub fn try_mount(memory: &Arc<Memory>, options: &str) -> Result<Tree, MountError
     }
 }
 
-pub fn mount(memory: &Arc<Memory>, options: &str) -> Tree {
+pub(crate) fn mount(memory: &Arc<Memory>, options: &str) -> Tree {
     try_mount(memory, options).unwrap()
 }
 
@@ -118,7 +118,7 @@ const NEW: NewNode = NewNode {
 };
 
 /// A tree, called by paths. What is looked up is forgotten again.
-pub struct Tree(pub Arc<dyn Filesystem>);
+pub(crate) struct Tree(pub(crate) Arc<dyn Filesystem>);
 
 impl Tree {
     /// The directory part of a path, with a reference, and the last name.
@@ -143,45 +143,45 @@ impl Tree {
         self.put(dir);
         done
     }
-    pub fn lookup(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
+    pub(crate) fn lookup(&self, path: impl AsRef<[u8]>) -> Result<Entry> {
         let path = path.as_ref();
         if path.is_empty() {
             return Ok(Entry { ino: Ino::ROOT, generation: 0, attr: self.0.getattr(Ino::ROOT)? });
         }
         self.at(path, |dir, name| self.0.lookup(dir, name))
     }
-    pub fn stat(&self, path: impl AsRef<[u8]>) -> Result<veduta_api::Attr> {
+    pub(crate) fn stat(&self, path: impl AsRef<[u8]>) -> Result<veduta_api::Attr> {
         let entry = self.lookup(path)?;
         self.put(entry.ino);
         Ok(entry.attr)
     }
-    pub fn create(&self, path: impl AsRef<[u8]>) -> Result<Arc<dyn File>> {
+    pub(crate) fn create(&self, path: impl AsRef<[u8]>) -> Result<Arc<dyn File>> {
         let flags = OpenFlags::READ_WRITE;
         let (entry, file) = self.at(path.as_ref(), |dir, name| self.0.create(dir, name, &NEW, flags))?;
         self.put(entry.ino);
         Ok(file)
     }
-    pub fn open(&self, path: impl AsRef<[u8]>) -> Result<Arc<dyn File>> {
+    pub(crate) fn open(&self, path: impl AsRef<[u8]>) -> Result<Arc<dyn File>> {
         let entry = self.lookup(path)?;
         let file = self.0.open(entry.ino, OpenFlags::READ_WRITE);
         self.put(entry.ino);
         file
     }
-    pub fn mkdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
+    pub(crate) fn mkdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
         let entry = self.at(path.as_ref(), |dir, name| self.0.mkdir(dir, name, &NEW))?;
         self.put(entry.ino);
         Ok(())
     }
-    pub fn unlink(&self, path: impl AsRef<[u8]>) -> Result<()> {
+    pub(crate) fn unlink(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.at(path.as_ref(), |dir, name| self.0.unlink(dir, name))
     }
-    pub fn rmdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
+    pub(crate) fn rmdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.at(path.as_ref(), |dir, name| self.0.rmdir(dir, name))
     }
-    pub fn rename(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<()> {
+    pub(crate) fn rename(&self, from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<()> {
         self.rename_with(from, to, RenameFlags::default())
     }
-    pub fn rename_with(
+    pub(crate) fn rename_with(
         &self,
         from: impl AsRef<[u8]>,
         to: impl AsRef<[u8]>,
@@ -191,17 +191,17 @@ impl Tree {
             self.at(to.as_ref(), |new_dir, new_name| self.0.rename(dir, name, new_dir, new_name, flags))
         })
     }
-    pub fn setattr(&self, path: impl AsRef<[u8]>, changes: &SetAttr) -> Result<veduta_api::Attr> {
+    pub(crate) fn setattr(&self, path: impl AsRef<[u8]>, changes: &SetAttr) -> Result<veduta_api::Attr> {
         let entry = self.lookup(path)?;
         let done = self.0.setattr(entry.ino, changes);
         self.put(entry.ino);
         done
     }
-    pub fn truncate(&self, path: impl AsRef<[u8]>, size: u64) -> Result<()> {
+    pub(crate) fn truncate(&self, path: impl AsRef<[u8]>, size: u64) -> Result<()> {
         self.setattr(path, &SetAttr { size: Some(size), ..SetAttr::default() }).map(|_| ())
     }
     /// Makes or overwrites a file.
-    pub fn put_file(&self, path: impl AsRef<[u8]>, content: &[u8]) -> Result<()> {
+    pub(crate) fn put_file(&self, path: impl AsRef<[u8]>, content: &[u8]) -> Result<()> {
         let path = path.as_ref();
         let file = match self.create(path) {
             Err(Errno::EEXIST) => self.open(path)?,
@@ -211,11 +211,11 @@ impl Tree {
         assert_eq!(file.write_at(content, 0)?, content.len());
         Ok(())
     }
-    pub fn read_file(&self, path: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+    pub(crate) fn read_file(&self, path: impl AsRef<[u8]>) -> Result<Vec<u8>> {
         read_all(&*self.open(path)?)
     }
     /// Names in a directory, in the order of the listing, in small steps.
-    pub fn list(&self, path: impl AsRef<[u8]>) -> Result<Vec<(Vec<u8>, Kind)>> {
+    pub(crate) fn list(&self, path: impl AsRef<[u8]>) -> Result<Vec<(Vec<u8>, Kind)>> {
         let dir = self.lookup(path)?.ino;
         let (mut names, mut position) = (Vec::new(), 0);
         loop {
@@ -235,7 +235,7 @@ impl Tree {
         }
     }
     /// All paths below `path`, directories with their content `None`.
-    pub fn walk_all(&self, path: &[u8], found: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
+    pub(crate) fn walk_all(&self, path: &[u8], found: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
         for (name, kind) in self.list(path)? {
             let full = if path.is_empty() { name } else { [path, b"/", &name].concat() };
             if kind == Kind::Directory {
@@ -250,7 +250,7 @@ impl Tree {
     }
 }
 
-pub fn read_all(file: &dyn File) -> Result<Vec<u8>> {
+pub(crate) fn read_all(file: &dyn File) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     let mut buf = vec![0; 100_000];
     loop {
@@ -263,7 +263,7 @@ pub fn read_all(file: &dyn File) -> Result<Vec<u8>> {
 }
 
 /// Whether a program is here. If not, the test is skipped, with a line that says so; in CI that is a failure.
-pub fn have(program: &str) -> bool {
+pub(crate) fn have(program: &str) -> bool {
     let found =
         ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
     if !found {
@@ -274,7 +274,7 @@ pub fn have(program: &str) -> bool {
 }
 
 /// Runs a program of the system, also where its folder is not in the path.
-pub fn run(program: &str, arguments: &[&str]) -> Output {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Output {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     Command::new(program)
         .args(arguments)
@@ -287,26 +287,26 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// A volume to be made: the words are those of `mkfs.fat` or `mkfs.exfat`.
 #[derive(Clone, Copy, Debug)]
-pub struct Make {
-    pub kib: u64,
-    pub exfat: bool,
-    pub words: &'static str,
+pub(crate) struct Make {
+    pub(crate) kib: u64,
+    pub(crate) exfat: bool,
+    pub(crate) words: &'static str,
 }
 
 /// A folder for a test's images, in memory if possible.
-pub fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     let shm = PathBuf::from("/dev/shm");
     if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 impl Make {
-    pub fn make(&self, dir: &Path) -> Option<Arc<Memory>> {
+    pub(crate) fn make(&self, dir: &Path) -> Option<Arc<Memory>> {
         let program = if self.exfat { "mkfs.exfat" } else { "mkfs.fat" };
         if !have(program) {
             return None;
@@ -330,7 +330,7 @@ impl Make {
         bytes[free].fill(0xaa);
     }
 
-    pub fn fsck(&self, memory: &Memory, dir: &Path) -> (bool, String) {
+    pub(crate) fn fsck(&self, memory: &Memory, dir: &Path) -> (bool, String) {
         let image = dir.join("check.img");
         memory.save(&image);
         let program = if self.exfat { "fsck.exfat" } else { "fsck.fat" };
@@ -367,25 +367,25 @@ fn free_clusters(bytes: &[u8]) -> std::ops::Range<usize> {
 }
 
 /// A small generator of numbers (xorshift), so that a seed says it all.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 11) % limit.max(1)
     }
-    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         if from.is_empty() { None } else { from.get(self.below(from.len() as u64) as usize) }
     }
 }
 
 /// The seed of this run; printed, and set by `SEED=`.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed);
     println!("SEED={seed}");
     seed
