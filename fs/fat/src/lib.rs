@@ -71,6 +71,10 @@ impl Module for Fat {
         SourceKind::Disk
     }
 
+    fn writable(&self) -> bool {
+        true
+    }
+
     fn options(&self) -> &'static [OptionSpec] {
         options::SPECS
     }

@@ -208,8 +208,7 @@ impl Tree {
             file => file?,
         };
         self.truncate(path, 0)?;
-        assert_eq!(file.write_at(content, 0)?, content.len());
-        Ok(())
+        if file.write_at(content, 0)? == content.len() { Ok(()) } else { Err(Errno::ENOSPC) }
     }
     pub(crate) fn read_file(&self, path: impl AsRef<[u8]>) -> Result<Vec<u8>> {
         read_all(&*self.open(path)?)
