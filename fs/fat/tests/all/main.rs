@@ -6,7 +6,9 @@
 
 mod crash;
 mod hostile;
+mod large;
 mod model;
 mod names;
 mod rules;
 mod support;
+mod threads;

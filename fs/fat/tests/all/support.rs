@@ -93,7 +93,11 @@ pub(crate) fn disk(memory: &Arc<Memory>) -> Disk {
 
 /// Mounts a disk with an option list, read-only if that is in it.
 pub(crate) fn try_mount(memory: &Arc<Memory>, options: &str) -> Result<Tree, MountError> {
-    let world = OneDisk(disk(memory));
+    mount_disk(&disk(memory), options)
+}
+
+pub(crate) fn mount_disk(disk: &Disk, options: &str) -> Result<Tree, MountError> {
+    let world = OneDisk(disk.clone());
     let mut options = Options::parse(options).unwrap();
     let read_only = options.take_flag("ro").unwrap();
     options.check(Fat.options()).unwrap();
