@@ -1,8 +1,8 @@
 //! `fat`: FAT12, FAT16, FAT32 and exFAT, to read and to write.
 //!
-//! From the bottom: [`boot`] (what lies where), [`table`] and [`free`] (clusters), [`meta`] (what is written when, and
-//! in which order), [`slots`] and [`name`] (directory entries), [`dir`] (an index of each directory), [`nodes`] (numbers),
-//! [`volume`] (content; the order of the locks), [`tree`] and [`file`] (the contract).
+//! From the bottom: `boot` (what lies where), `table` and `free` (clusters), `meta` (what is written when, and
+//! in which order), `slots` and `name` (directory entries), `dir` (an index of each directory), `nodes` (numbers),
+//! `volume` (content; the order of the locks), `tree` and `file` (the contract).
 //!
 //! After the Microsoft FAT specification (fatgen103) and the exFAT file system specification. Where they leave room, names,
 //! modes and errors are those of Linux's vfat.

@@ -107,7 +107,13 @@ fn record(make: &Make, steps: u64, seed: u64) -> Option<Run> {
                     if let Ok(file) = tree.create(&inner) {
                         let _ = file.write_at(&content(next, 0, 1000), 0);
                     }
-                    let _ = tree.unlink(&inner);
+                    // It goes elsewhere with what is in it, or loses that.
+                    let to = dirs[rng.below(4) as usize];
+                    let to = if to.is_empty() { format!("dir {next}") } else { format!("{to}/dir {next}") };
+                    match rng.below(2) {
+                        0 => drop(tree.rename(&path, &to)),
+                        _ => drop(tree.unlink(&inner)),
+                    }
                 }
                 let _ = tree.rmdir(&path);
             }

@@ -284,3 +284,47 @@ fn a_renamed_file_keeps_its_number_and_nobody_else_gets_it() {
         assert!(clean, "{said}");
     }
 }
+
+#[test]
+fn volumes_that_mformat_made_are_read_and_written() {
+    if !have("mformat") {
+        return;
+    }
+    for words in [
+        "-f 160",
+        "-f 1440",
+        "-f 2880",
+        "-t 200 -h 16 -s 63",
+        "-T 140000 -F -c 1",
+        "-t 80 -h 2 -s 18 -M 1024",
+    ] {
+        let dir = folder();
+        let image = dir.path().join("m.img");
+        let image_word = image.to_str().unwrap();
+        let words: Vec<&str> = ["-C", "-v", "MTOOLS", "-i", image_word]
+            .into_iter()
+            .chain(words.split(' '))
+            .chain(["::"])
+            .collect();
+        let made = run("mformat", &words);
+        assert!(made.status.success(), "{words:?}: {}", text(&made));
+        std::fs::write(dir.path().join("f"), [3; 9000]).unwrap();
+        let copied =
+            run("mcopy", &["-i", image_word, dir.path().join("f").to_str().unwrap(), "::/from mtools"]);
+        assert!(copied.status.success(), "{}", text(&copied));
+        let memory = Memory::new(std::fs::read(&image).unwrap());
+        let tree = mount(&memory, "");
+        assert_eq!(tree.read_file("from mtools").unwrap(), [3; 9000]);
+        tree.mkdir("a new directory").unwrap();
+        tree.put_file("a new directory/and a file", &[4; 20_000]).unwrap();
+        tree.rename("from mtools", "a new directory/moved").unwrap();
+        tree.0.unmount().unwrap();
+        let (clean, said) = FLOPPY.fsck(&memory, dir.path());
+        assert!(clean, "{words:?}: {said}");
+        memory.save(&image);
+        for (path, content) in [("and a file", vec![4; 20_000]), ("moved", vec![3; 9000])] {
+            let typed = run("mtype", &["-i", image_word, &format!("::/a new directory/{path}")]);
+            assert!(typed.stdout == content, "{words:?} {path}: {}", String::from_utf8_lossy(&typed.stderr));
+        }
+    }
+}
