@@ -131,10 +131,12 @@ pub fn exercise(tree: &dyn Filesystem, limits: Limits) -> Seen {
                     };
                     match found {
                         Ok(entry) => {
+                            // Its reference is given back when it was visited.
                             if known.insert(entry.ino, ()).is_none() {
                                 waiting.push_back(entry.ino);
+                            } else {
+                                tree.forget(entry.ino, 1);
                             }
-                            tree.forget(entry.ino, 1);
                         }
                         Err(errno) => note(errno),
                     }
@@ -147,6 +149,9 @@ pub fn exercise(tree: &dyn Filesystem, limits: Limits) -> Seen {
                 }
             }
             _ => {}
+        }
+        if ino != Ino::ROOT {
+            tree.forget(ino, 1);
         }
     }
     seen.nodes = nodes;
@@ -233,7 +238,7 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 }
 
 /// The targets of the fuzzers, by name.
-pub const TARGETS: &[&str] = &["ext2", "iso9660", "mbr"];
+pub const TARGETS: &[&str] = &["ext2", "fat", "iso9660", "mbr"];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
 /// it could not be mounted.
@@ -245,6 +250,7 @@ pub const TARGETS: &[&str] = &["ext2", "iso9660", "mbr"];
 pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
     match name {
         "ext2" => module(&veduta_ext2::Ext2, bytes, &["ro", "ro,noload"]),
+        "fat" => module(&veduta_fat::Fat, bytes, &["", "codepage=850,shortname=lower,iocharset=iso8859-1"]),
         "iso9660" => module(&veduta_iso9660::Iso9660, bytes, &["", "norock", "norock,nojoliet", "eltorito"]),
         "mbr" => module(&veduta_mbr::Mbr, bytes, &[""]),
         other => panic!("no target is called {other:?}"),
