@@ -14,7 +14,7 @@ fn many_threads_work_on_one_volume() {
         let dir = folder();
         let Some(memory) = make.make(dir.path()) else { continue };
         let tree = mount(&memory, "");
-        tree.mkdir("shared").unwrap();
+        tree.mkdir("common").unwrap();
         let steps = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for thread in 0..8_u64 {
@@ -30,12 +30,12 @@ fn many_threads_work_on_one_volume() {
                         let file = tree.open(&name).unwrap();
                         assert!(read_all(&*file).unwrap() == vec![thread as u8 + 1; len]);
                         // Names that all want.
-                        let wanted = format!("shared/{}", rng.below(5));
+                        let wanted = format!("common/{}", rng.below(5));
                         match rng.below(4) {
                             0 => drop(tree.create(&wanted)),
                             1 => drop(tree.unlink(&wanted)),
                             2 => drop(tree.rename(&name, &wanted)),
-                            _ => drop(tree.list("shared").unwrap()),
+                            _ => drop(tree.list("common").unwrap()),
                         }
                         if rng.below(10) == 0 {
                             file.sync(false).unwrap();
