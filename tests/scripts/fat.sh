@@ -66,3 +66,12 @@ volume fat32 40M mkfs.fat -F 32 -s 1
 volume fat32-4k 300M mkfs.fat -F 32 -S 4096 -s 1
 volume exfat 16M mkfs.exfat -c 4096
 volume exfat-64k 64M mkfs.exfat -c 65536
+
+# The kernel's unmount does not wait for the server; ours does.
+if command -v mkfs.fat >/dev/null; then
+    truncate -s 8M w.img
+    mkfs.fat w.img >/dev/null
+    # shellcheck disable=SC2016
+    check "veduta umount returns when the image is written" bash -c 'for i in 1 2 3 4 5 6 7 8; do
+        "$1" mount w.img "$2" && echo $i >"$2/file$i" && "$1" umount "$2" && fsck.fat -n w.img || exit 1; done' _ "$VEDUTA" "$m"
+fi

@@ -440,6 +440,11 @@ impl MountPoint {
         &self.path
     }
 
+    /// What `/proc/mounts` shows as the source; `None` once it is unmounted.
+    pub fn source(&self) -> Option<OsString> {
+        mountinfo::read().ok()?.into_iter().find(|mount| self.is(mount)).map(|mount| mount.source)
+    }
+
     /// Device numbers of the filesystem, as `/sys/class/bdi` names them: `0:57`.
     pub(crate) fn device(&self) -> Option<&str> {
         self.identity.as_ref().map(|(_, device)| device.as_str())

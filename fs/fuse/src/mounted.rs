@@ -122,8 +122,11 @@ impl Mounted {
     /// After the end of the connection: whatever is open is closed, and the driver writes out.
     fn finish(&mut self) -> Result<(), MountError> {
         self.ended = true;
-        // Aborted rather than unmounted: the mount is there, and answers nothing.
-        let _ = self.point.unmount(true);
+        // Aborted rather than unmounted: the mount is there, and answers nothing. One that answers is somebody else's, made
+        // since on the same directory: the kernel gives the ids of ended mounts out again.
+        if self.point.is_dead() {
+            let _ = self.point.unmount(true);
+        }
         self.shared.wait_ended(Some(Duration::from_secs(1)));
         self.shared.running.interrupt_all();
         if !self.shared.wait_quiet(LAST_CALLS) {

@@ -1,8 +1,10 @@
 //! `veduta mount` and `veduta umount`.
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use veduta_api::{Errno, MountErrorKind};
+use veduta_api::{Errno, MountError, MountErrorKind, World};
 use veduta_disk::HostWorld;
 use veduta_fuse::{MountCommand, MountPoint};
 
@@ -35,7 +37,14 @@ pub(crate) fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
 pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
     let mut failed = None;
     for dir in &args.dirs {
-        let ended = MountPoint::at(dir).and_then(|point| point.unmount(args.lazy));
+        let ended = MountPoint::at(dir).and_then(|point| {
+            let source = point.source();
+            point.unmount(args.lazy)?;
+            match source {
+                Some(source) if !args.lazy => wait_until_written(&source),
+                _ => Ok(()),
+            }
+        });
         if let Err(error) = ended {
             let hint =
                 if error.errno == Errno::EBUSY && !args.lazy { " (-l detaches it all the same)" } else { "" };
@@ -49,4 +58,23 @@ pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// How long a server may take to write out after its unmount, before we say that it is still at it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for the server of an image that was mounted to be written: the kernel's unmount does not. Until then the server holds the
+/// image's lock, so this asks for it as a reader. A source that cannot be opened is none of ours to wait for.
+fn wait_until_written(source: &OsStr) -> Result<(), MountError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match HostWorld::default().disk(source, false) {
+            Err(error) if error.errno == Errno::EBUSY && Instant::now() >= deadline => {
+                let message = format!("unmounted, but not yet written out: {}", error.message);
+                return Err(MountError::system(Errno::ETIMEDOUT, message));
+            }
+            Err(error) if error.errno == Errno::EBUSY => std::thread::sleep(Duration::from_millis(5)),
+            _ => return Ok(()),
+        }
+    }
 }
