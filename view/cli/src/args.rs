@@ -10,12 +10,12 @@ const ABOUT: &str = "Mount and look into disk images without root";
 const LONG_ABOUT: &str = "\
 Mount and look into disk images without root.
 
-Veduta recognises what an image holds (an ext2, ext3 or ext4 filesystem, an ISO 9660 disc, a disk with \
+Veduta recognises what an image holds (an ext2, ext3 or ext4 filesystem, an ISO 9660 disc, a FAT volume, a disk with \
 partitions), mounts it through FUSE as an ordinary user, and where no mount is possible at all (in a container \
 without /dev/fuse, say) still lists and copies what is inside.
 
-An image is never changed by looking at it: everything that this release mounts is read-only, and a journal that waits to be \
-replayed is replayed in memory.";
+An image is never changed by looking at it: `info`, `ls`, `cat` and `cp` only read, types that cannot be written yet mount read-only, \
+and a journal that waits to be replayed is replayed in memory.";
 
 const SOURCES: &str = "\
 SOURCES
