@@ -31,6 +31,18 @@ for name in ext2-1k ext3-1k ext4-4k ext4-inline-zoo ext4-blockmapped ext4-dirty;
     chmod -R u+rwx out 2>/dev/null
 done
 
+for name in iso-rr iso-joliet iso-plain iso-zisofs; do
+    img=$IMAGES/$name.iso
+    if [ ! -e "$img" ]; then skip "cp of $name: the image is not there"; continue; fi
+    rm -rf out
+    check "cp copies $name" "$VEDUTA" cp -r "$img:/" out
+    chmod -R u+rwX out
+    "$truth" dir out >got.jsonl
+    grep -vE '"type": ?"(fifo|sock|chr|blk)"' "$IMAGES/$name.truth.jsonl" >want.jsonl
+    check "the names and contents that cp copied from $name are what xorriso extracts" \
+        "$truth" compare want.jsonl got.jsonl --only type,sha256,target
+done
+
 img=$IMAGES/ext4-4k.img
 if [ -e "$img" ]; then
     same "info --json names the format" ext4 "$("$VEDUTA" info --json "$img" | json 'd["format"]')"

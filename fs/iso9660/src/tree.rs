@@ -215,8 +215,10 @@ impl Filesystem for Tree {
         let directory = self.told(self.directory(start))?;
         let index = listed.next.checked_sub(2).and_then(|index| usize::try_from(index).ok());
         match index.and_then(|index| directory.get(index)) {
-            Some(found) => self.told(self.child(start, &directory, &found)),
-            None => Err(Errno::ENOENT),
+            Some(found) if listed.name.as_bytes() == found.name => {
+                self.told(self.child(start, &directory, &found))
+            }
+            _ => self.lookup(parent, listed.name),
         }
     }
 

@@ -221,6 +221,8 @@ pub struct Listed {
     pub st_ino: u64,
     /// The type, if the listing tells it.
     pub kind: Option<Kind>,
+    /// The position behind it.
+    pub next: u64,
 }
 
 /// The entries of a directory, in the order of its listing. After an error there are no more.
@@ -231,8 +233,8 @@ pub fn entries(tree: &dyn Filesystem, dir: Ino) -> Result<Entries<'_>> {
 
 /// The node that a listed entry leads to, without a search where the listing told it.
 pub fn entry<'t>(tree: &'t dyn Filesystem, dir: Ino, listed: &Listed) -> Result<Node<'t>> {
-    let Listed { name, ino, st_ino, kind } = listed;
-    let hint = DirEntry { name, ino: *ino, st_ino: *st_ino, kind: *kind, next: 1 };
+    let Listed { name, ino, st_ino, kind, next } = listed;
+    let hint = DirEntry { name, ino: *ino, st_ino: *st_ino, kind: *kind, next: *next };
     Ok(Node::new(tree, tree.entry(dir, &hint)?))
 }
 
@@ -254,8 +256,8 @@ impl Entries<'_> {
             if batch.len() == BATCH {
                 return ControlFlow::Break(());
             }
-            let (ino, st_ino, kind) = (entry.ino, entry.st_ino, entry.kind);
-            batch.push_back(Listed { name: entry.name.to_owned(), ino, st_ino, kind });
+            let DirEntry { name, ino, st_ino, kind, next } = entry;
+            batch.push_back(Listed { name: name.to_owned(), ino, st_ino, kind, next });
             *position = entry.next;
             ControlFlow::Continue(())
         };

@@ -154,8 +154,8 @@ pub trait Filesystem: Send + Sync {
     /// Opens a file. The host has checked that it is one, and that its permissions allow this.
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>>;
 
-    /// As `lookup(parent, listed.name)`, for an entry that was just listed: where the node is known, without a
-    /// search. Takes a reference.
+    /// As `lookup(parent, listed.name)`, for an entry that was just listed and is passed back as it was, `next` included:
+    /// where the node is known, without a search. Takes a reference.
     fn entry(&self, parent: Ino, listed: &DirEntry<'_>) -> Result<Entry> {
         self.lookup(parent, listed.name)
     }
