@@ -77,7 +77,8 @@ impl Mounted {
         let workers = options.workers.unwrap_or_else(pool::default_workers);
         pool::start(session, &shared, workers)
             .map_err(|error| give_up("no threads can be started", error))?;
-        fs::metadata(point.path()).map_err(|error| give_up("the mount does not answer", error))?;
+        // The protocol was agreed on, and the workers are there: from here on every request is answered. It is not tried out: a
+        // process that is killed while it waits for itself can never end, as the kernel neither answers nor lets go of the device.
         raise_read_ahead(&point);
         tracing::info!(source = ?how.source, point = ?point.path(), "mounted");
         Ok(Self { point, shared, host, tree, ended: false })
@@ -124,7 +125,7 @@ impl Mounted {
         self.ended = true;
         // Aborted rather than unmounted: the mount is there, and answers nothing. One that answers is somebody else's, made
         // since on the same directory: the kernel gives the ids of ended mounts out again.
-        if self.point.is_dead() {
+        if self.shared.is_given_up() || self.point.is_dead() {
             let _ = self.point.unmount(true);
         }
         self.shared.wait_ended(Some(Duration::from_secs(1)));
@@ -179,7 +180,7 @@ impl Ender {
 
     /// Lets [`Mounted::wait`] return even though the connection is there.
     pub(crate) fn give_up(&self) {
-        self.shared.end();
+        self.shared.give_up();
     }
 }
 

@@ -43,8 +43,10 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The connection is gone.
+    /// The connection is gone, or given up.
     ended: bool,
+    /// The connection may be there, but is served no longer.
+    given_up: bool,
     /// Workers that have not returned.
     workers: usize,
     /// Requests that the watcher is to follow.
@@ -108,8 +110,19 @@ impl Shared {
         true
     }
 
-    /// The connection is gone, or given up.
-    pub(crate) fn end(&self) {
+    /// Does as if the connection were gone.
+    pub(crate) fn give_up(&self) {
+        self.state.lock().given_up = true;
+        self.end();
+    }
+
+    /// Whether the connection may still be there.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.state.lock().given_up
+    }
+
+    /// The connection is gone.
+    fn end(&self) {
         self.state.lock().ended = true;
         self.changed.notify_all();
         self.running.interrupt_all();
