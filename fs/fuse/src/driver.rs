@@ -17,6 +17,7 @@ use veduta_api::{
 
 use crate::daemon::{self, Front, Guardian, Side};
 use crate::log;
+use crate::mount::MountPoint;
 use crate::mounted::{Ender, Mounted, ServeOptions};
 use crate::options::{GENERIC_OPTIONS, HostOptions};
 
@@ -236,6 +237,9 @@ impl Driver<'_> {
     fn start(&self, host: HostOptions, world: &dyn World) -> Result<(Mounted, Guardian), u8> {
         let mut guardian =
             Guardian::start().map_err(|error| self.fail("the guardian cannot be started", &error))?;
+        if let Some(point) = MountPoint::expected(&self.mount.point, &host.mount) {
+            let _ = guardian.watch(&point);
+        }
         if let Err(error) = daemon::block_ending_signals() {
             guardian.dismiss();
             return Err(self.fail("signals cannot be set up", &error));

@@ -124,6 +124,9 @@ impl MountOptions {
     }
 }
 
+/// Fields of a record for the guardian.
+const FIELDS: usize = 5;
+
 /// A mount that we made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
@@ -435,6 +438,12 @@ impl MountPoint {
         Ok(Self { path: point, kind: mount.kind, identity: Some((mount.id, mount.device)), helper: None })
     }
 
+    /// The mount that is about to be made: for the guardian, in case that the server is killed before it can tell more. It
+    /// has no identity yet; what is dead at its place is taken for it.
+    pub(crate) fn expected(point: &Path, options: &MountOptions) -> Option<Self> {
+        Some(Self { path: whole(point).ok()?, kind: options.kind(), identity: None, helper: None })
+    }
+
     /// The mount point, absolute and without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
@@ -510,15 +519,16 @@ impl MountPoint {
     pub(crate) fn is_dead(&self) -> bool {
         // Attributes may be remembered, sizes are not.
         let asked = nix::sys::statfs::statfs(&self.path).map(drop);
-        matches!(asked, Err(Errno::ENOTCONN | Errno::ECONNABORTED)) && self.is_mounted()
+        matches!(asked, Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+            && (self.identity.is_none() || self.is_mounted())
     }
 
-    /// For the guardian: what it takes to find the mount, fields ended by a NUL.
+    /// For the guardian: a record of what it takes to find the mount, its fields ended by a NUL.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let (id, device) = self.identity.clone().unwrap_or_default();
         let helper = self.helper.as_deref().unwrap_or(Path::new(""));
         let id = id.to_string();
-        let fields: [&[u8]; 5] = [
+        let fields: [&[u8]; FIELDS] = [
             self.path.as_os_str().as_bytes(),
             self.kind.as_bytes(),
             id.as_bytes(),
@@ -529,14 +539,19 @@ impl MountPoint {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut fields = bytes.split(|&byte| byte == 0);
+        let ends: Vec<usize> =
+            bytes.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at).collect();
+        // The last whole record: a writer that was killed may have left part of one.
+        let first = (ends.len() / FIELDS).checked_sub(1)? * FIELDS;
+        let start = if first == 0 { 0 } else { ends.get(first - 1)? + 1 };
+        let mut fields = bytes.get(start..)?.split(|&byte| byte == 0);
         let path = PathBuf::from(OsStr::from_bytes(fields.next()?));
         let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
         let id: u64 = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let device = String::from_utf8(fields.next()?.to_vec()).ok()?;
         let helper = PathBuf::from(OsStr::from_bytes(fields.next()?));
         let helper = (!helper.as_os_str().is_empty()).then_some(helper);
-        (id != 0).then_some(Self { path, kind, identity: Some((id, device)), helper })
+        Some(Self { path, kind, identity: (id != 0).then_some((id, device)), helper })
     }
 
     fn not_unmounted(&self, errno: Errno, why: &str) -> MountError {
@@ -600,7 +615,14 @@ mod tests {
     fn the_guardian_reads_what_it_was_told() {
         let identity = Some((77, "0:57".to_owned()));
         let point = MountPoint { path: "/mnt/a b".into(), kind: "fuse.x".into(), identity, helper: None };
-        assert_eq!(MountPoint::from_bytes(&point.to_bytes()), Some(point));
+        let before = MountPoint { identity: None, ..point.clone() };
+        let mut told = before.to_bytes();
+        assert_eq!(MountPoint::from_bytes(&told), Some(before.clone()));
+        let more = point.to_bytes();
+        told.extend_from_slice(&more[..more.len() - 3]);
+        assert_eq!(MountPoint::from_bytes(&told), Some(before), "part of a record says nothing");
+        told.extend_from_slice(&more[more.len() - 3..]);
+        assert_eq!(MountPoint::from_bytes(&told), Some(point));
         assert_eq!(MountPoint::from_bytes(b""), None);
     }
 
