@@ -75,3 +75,15 @@ if command -v mkfs.fat >/dev/null; then
     check "veduta umount returns when the image is written" bash -c 'for i in 1 2 3 4 5 6 7 8; do
         "$1" mount w.img "$2" && echo $i >"$2/file$i" && "$1" umount "$2" && fsck.fat -n w.img || exit 1; done' _ "$VEDUTA" "$m"
 fi
+
+# Reading without a mount: a tree that forgets the nodes that nobody holds.
+if command -v mkfs.fat >/dev/null && command -v mcopy >/dev/null; then
+    mkdir -p tree/one/two/three tree/four/five
+    for i in 1 2 3 4 5; do echo "$i" | tee "tree/one/file $i" "tree/one/two/three/file $i" >"tree/four/five/file $i"; done
+    truncate -s 8M r.img
+    mkfs.fat r.img >/dev/null
+    mcopy -s -i r.img tree/one tree/four ::/
+    check "cp copies all of a volume" "$VEDUTA" cp -r r.img:/ copied
+    check "and the same" diff -r tree copied
+    same "ls -R lists every directory" "$(find tree -mindepth 1 -type f | wc -l)" "$("$VEDUTA" ls -R r.img | grep -c '^file ')"
+fi

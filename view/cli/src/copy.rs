@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::fs::{self as host, AtFlags, FileType, Mode, OFlags};
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &args::Cp) -> Result<(), Failure> {
             lost: &mut lost,
             buf: vec![0; CHUNK],
         };
-        copier.top(&node, &target, &source::join(&image, &path))?;
+        copier.top(node, &target, &source::join(&image, &path))?;
     }
     lost.report()
 }
@@ -118,11 +119,12 @@ struct Place {
     dir: OwnedFd,
 }
 
-enum Task {
+/// Tasks hold the nodes that they need: a tree may forget the others.
+enum Task<'a> {
     /// Copy an entry of a directory.
-    Entry { parent: Ino, listed: walk::Listed, place: Arc<Place>, path: OsString },
+    Entry { parent: Rc<walk::Node<'a>>, listed: walk::Listed, place: Arc<Place>, path: OsString },
     /// Set the attributes of a directory whose content is done, and leave it.
-    Leave { ino: Ino, attr: Attr, place: Arc<Place>, path: OsString },
+    Leave { node: Rc<walk::Node<'a>>, place: Arc<Place>, path: OsString },
 }
 
 struct Copier<'a> {
@@ -130,17 +132,17 @@ struct Copier<'a> {
     archive: bool,
     verbose: bool,
     progress: Progress,
-    /// Where the first name of a node with several went.
-    links: HashMap<Ino, (Arc<Place>, OsString)>,
+    /// Where the first name of a node with several went. The node is held, so that its number stays its own.
+    links: HashMap<Ino, (walk::Node<'a>, Arc<Place>, OsString)>,
     /// Directories between the top and here: one that holds itself (a damaged image) is not copied again.
     ancestors: HashSet<Ino>,
     lost: &'a mut Lost,
     buf: Vec<u8>,
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
     /// Copies what the user named to the path that the user named.
-    fn top(&mut self, node: &walk::Node<'_>, target: &Path, word: &OsStr) -> Result<(), Failure> {
+    fn top(&mut self, node: walk::Node<'a>, target: &Path, word: &OsStr) -> Result<(), Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::system(format!("{}: {error}", target.display()));
         if node.attr().kind != Kind::Directory {
@@ -152,7 +154,7 @@ impl Copier<'_> {
             let dir = HostFile::open(parent)
                 .map_err(|error| Failure::system(format!("{}: {error}", parent.display())))?;
             let place = Arc::new(Place { dir: dir.into() });
-            self.copy_node(node.ino(), *node.attr(), name, &place, word);
+            self.copy_node(node, name, &place, word);
             return Ok(());
         }
         match std::fs::create_dir(target) {
@@ -162,31 +164,30 @@ impl Copier<'_> {
         let dir = HostFile::open(target).map_err(|error| failed(&error))?;
         let place = Arc::new(Place { dir: dir.into() });
         let mut tasks = Vec::new();
-        self.enter(node.ino(), *node.attr(), &place, word, &mut tasks);
+        self.enter(&Rc::new(node), &place, word, &mut tasks);
         self.work(tasks);
         Ok(())
     }
 
-    fn work(&mut self, mut tasks: Vec<Task>) {
+    fn work(&mut self, mut tasks: Vec<Task<'a>>) {
         while let Some(task) = tasks.pop() {
             match task {
-                Task::Leave { ino, attr, place, path } => {
-                    self.ancestors.remove(&ino);
-                    self.keep(ino, &attr, place.dir.as_fd(), &path);
+                Task::Leave { node, place, path } => {
+                    self.ancestors.remove(&node.ino());
+                    self.keep(node.ino(), node.attr(), place.dir.as_fd(), &path);
                 }
                 Task::Entry { parent, listed, place, path } => {
-                    let node = match walk::entry(self.tree, parent, &listed) {
+                    let node = match walk::entry(self.tree, parent.ino(), &listed) {
                         Ok(node) => node,
                         Err(errno) => {
                             self.lost.skip(&path, crate::failure::sentence(errno));
                             continue;
                         }
                     };
-                    let (ino, attr) = (node.ino(), *node.attr());
-                    if attr.kind == Kind::Directory {
+                    if node.is_dir() {
                         match self.make_directory(&place, &listed.name) {
-                            Ok(below) if !self.ancestors.contains(&ino) => {
-                                self.enter(ino, attr, &Arc::new(below), &path, &mut tasks);
+                            Ok(below) if !self.ancestors.contains(&node.ino()) => {
+                                self.enter(&Rc::new(node), &Arc::new(below), &path, &mut tasks);
                             }
                             Ok(_) => {
                                 self.lost.skip(&path, "the directory holds itself: the image is damaged");
@@ -194,7 +195,7 @@ impl Copier<'_> {
                             Err(errno) => self.lost.skip(&path, &errno.to_string()),
                         }
                     } else {
-                        self.copy_node(ino, attr, &listed.name, &place, &path);
+                        self.copy_node(node, &listed.name, &place, &path);
                     }
                 }
             }
@@ -202,18 +203,29 @@ impl Copier<'_> {
     }
 
     /// Queues everything in a directory, and its own attributes behind that.
-    fn enter(&mut self, ino: Ino, attr: Attr, place: &Arc<Place>, path: &OsStr, tasks: &mut Vec<Task>) {
+    fn enter(
+        &mut self,
+        node: &Rc<walk::Node<'a>>,
+        place: &Arc<Place>,
+        path: &OsStr,
+        tasks: &mut Vec<Task<'a>>,
+    ) {
         self.say(path);
-        self.ancestors.insert(ino);
-        tasks.push(Task::Leave { ino, attr, place: Arc::clone(place), path: path.to_owned() });
+        self.ancestors.insert(node.ino());
+        tasks.push(Task::Leave { node: Rc::clone(node), place: Arc::clone(place), path: path.to_owned() });
         let first = tasks.len();
-        match walk::entries(self.tree, ino) {
+        match walk::entries(self.tree, node.ino()) {
             Ok(entries) => {
                 for listed in entries {
                     match listed {
                         Ok(listed) if is_safe(&listed.name) => {
                             let path = source::below(path, &listed.name);
-                            tasks.push(Task::Entry { parent: ino, listed, place: Arc::clone(place), path });
+                            tasks.push(Task::Entry {
+                                parent: Rc::clone(node),
+                                listed,
+                                place: Arc::clone(place),
+                                path,
+                            });
                         }
                         Ok(listed) => {
                             self.lost.skip(&source::below(path, &listed.name), "not a name for a file");
@@ -239,9 +251,10 @@ impl Copier<'_> {
     }
 
     /// Copies a node that is not a directory. What goes wrong is noted.
-    fn copy_node(&mut self, ino: Ino, attr: Attr, name: &OsStr, place: &Arc<Place>, path: &OsStr) {
+    fn copy_node(&mut self, node: walk::Node<'a>, name: &OsStr, place: &Arc<Place>, path: &OsStr) {
         self.say(path);
-        if let (true, Some((first_place, first_name))) = (attr.nlink > 1, self.links.get(&ino)) {
+        let (ino, attr) = (node.ino(), *node.attr());
+        if let (true, Some((_, first_place, first_name))) = (attr.nlink > 1, self.links.get(&ino)) {
             let _ = remove(place, name);
             let linked = host::linkat(&first_place.dir, first_name, &place.dir, name, AtFlags::empty());
             match linked {
@@ -252,7 +265,7 @@ impl Copier<'_> {
         match self.make_node(ino, &attr, name, place, path) {
             Ok(()) => {
                 if attr.nlink > 1 {
-                    self.links.insert(ino, (Arc::clone(place), name.to_owned()));
+                    self.links.insert(ino, (node, Arc::clone(place), name.to_owned()));
                 }
                 self.progress.file();
             }

@@ -1,9 +1,11 @@
 //! `veduta ls` and `veduta cat`: looking into an image without a mount.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -49,8 +51,8 @@ pub(crate) fn ls(args: &args::Ls) -> Result<(), Failure> {
         let tree = images.open(&image, &args.reading)?;
         let node = walk::resolve(tree, Path::new(&path), Follow::Yes)
             .map_err(|errno| Failure::file(shown(word), errno))?;
-        if node.attr().kind == Kind::Directory && !args.directory {
-            list.directory(tree, node.ino(), &source::join(&image, &path), headings, index == 0)?;
+        if node.is_dir() && !args.directory {
+            list.directory(tree, node, &source::join(&image, &path), headings, index == 0)?;
         } else {
             list.line(&Row { name: &path, attr: *node.attr(), target: target(tree, &node) })?;
         }
@@ -78,18 +80,20 @@ struct Listing<'a> {
 
 impl Listing<'_> {
     /// Lists directories one after the other; with `-R` what they hold is queued, so depth costs no stack.
-    fn directory(
+    fn directory<'t>(
         &mut self,
-        tree: &dyn Filesystem,
-        ino: veduta_api::Ino,
+        tree: &'t dyn Filesystem,
+        top: walk::Node<'t>,
         name: &OsStr,
         headings: bool,
         first: bool,
     ) -> Result<(), Failure> {
         let mut first = first;
-        let mut waiting = vec![(ino, name.to_owned())];
-        // Each directory of a tree has one parent, but a damaged one may not: the same node is listed once.
-        let mut seen = std::collections::HashSet::from([ino]);
+        let top = Rc::new(top);
+        let mut waiting = vec![(Rc::clone(&top), name.to_owned())];
+        // Each directory of a tree has one parent, but a damaged one may not: the same node is listed once. The nodes are held, so
+        // that their numbers stay their own.
+        let mut seen = HashMap::from([(top.ino(), top)]);
         while let Some((dir, name)) = waiting.pop() {
             if headings && !self.args.json {
                 let gap = if first { "" } else { "\n" };
@@ -97,7 +101,9 @@ impl Listing<'_> {
             }
             first = false;
             let mut below = Vec::new();
-            for listed in walk::entries(tree, dir).map_err(|errno| Failure::file(shown(&name), errno))? {
+            for listed in
+                walk::entries(tree, dir.ino()).map_err(|errno| Failure::file(shown(&name), errno))?
+            {
                 let listed = match listed {
                     Ok(listed) => listed,
                     Err(errno) => {
@@ -109,7 +115,7 @@ impl Listing<'_> {
                     continue;
                 }
                 let path = source::below(&name, &listed.name);
-                let node = match walk::entry(tree, dir, &listed) {
+                let node = match walk::entry(tree, dir.ino(), &listed) {
                     Ok(node) => node,
                     Err(errno) => {
                         self.note(&path, errno);
@@ -118,8 +124,10 @@ impl Listing<'_> {
                 };
                 let shown = if self.args.json && headings { path.clone() } else { listed.name.clone() };
                 self.line(&Row { name: &shown, attr: *node.attr(), target: target(tree, &node) })?;
-                if self.args.recursive && node.attr().kind == Kind::Directory && seen.insert(node.ino()) {
-                    below.push((node.ino(), path));
+                if self.args.recursive && node.is_dir() && !seen.contains_key(&node.ino()) {
+                    let node = Rc::new(node);
+                    seen.insert(node.ino(), Rc::clone(&node));
+                    below.push((node, path));
                 }
             }
             waiting.extend(below.into_iter().rev());
