@@ -1,6 +1,8 @@
-//! Processes: going to the background once the mount answers, and a guardian that cleans up behind a server that was killed.
+//! unsafe: fork and close_range. Processes: going to the background once the mount answers, and a guardian that cleans up behind a server that was killed.
 //!
 //! Both fork, so both happen before the program starts a thread. What the forked processes do is ordinary Rust.
+
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -9,6 +9,8 @@
 //!
 //! `unsafe` is in `mount` and `daemon`, where a descriptor comes out of a message and where processes fork, and nowhere else.
 
+#![deny(unsafe_code)] // `daemon` and `mount` allow it
+
 mod backing;
 mod daemon;
 mod driver;

@@ -1,4 +1,4 @@
-//! Mounting and unmounting: where the FUSE host speaks to the kernel about mounts.
+//! unsafe: takes over a descriptor that came in a message. Mounting and unmounting: where the FUSE host speaks to the kernel about mounts.
 //!
 //! Two ways lead to a mount. With CAP_SYS_ADMIN (root, or anybody within a user namespace of their own) it is
 //! `mount(2)` with an open `/dev/fuse`. Without, the setuid program fusermount3 does it, and hands the
@@ -6,6 +6,8 @@
 //!
 //! A mount is identified by its id, device and type in mountinfo. Only a mount that is still that one is
 //! ever unmounted, since others may have unmounted ours and mounted something else meanwhile.
+
+#![allow(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
