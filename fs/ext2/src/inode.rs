@@ -258,6 +258,7 @@ impl Volume {
         let has = |flag| inode.has(flag);
         let inline_file = inode.kind == Kind::File && has(FLAG_INLINE_DATA);
         Attr {
+            st_dev: None,
             st_ino: inode.ino.into(),
             kind: inode.kind,
             perm: Perm::from_mode(inode.mode.into()),

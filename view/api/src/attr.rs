@@ -181,6 +181,9 @@ pub struct FileFlags {
 pub struct Attr {
     /// What users see as the inode number. The format's own, if it has one (ext2 shows its root as 2).
     pub st_ino: u64,
+    /// The device that users see the node on; `None` for the number that the host gives to the mount. For trees that show
+    /// files of others, and hand out their descriptors ([`File::backing`](crate::File::backing)): `fstat(2)` then agrees.
+    pub st_dev: Option<Device>,
     /// The type.
     pub kind: Kind,
     /// The permission bits.
@@ -216,6 +219,7 @@ impl Attr {
     pub fn new(st_ino: u64, kind: Kind, perm: Perm) -> Self {
         Self {
             st_ino,
+            st_dev: None,
             kind,
             perm,
             nlink: 1,

@@ -233,6 +233,7 @@ impl Filesystem for HostDir {
         Facts {
             caching: Caching::Shared(Duration::from_secs(1)),
             name_max: u32::try_from(name_max).unwrap_or(255),
+            backing: true,
             ..Facts::default()
         }
     }
@@ -581,6 +582,7 @@ fn attr(stat: &Statx) -> Attr {
     let has_btime = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
     Attr {
         st_ino: stat.stx_ino,
+        st_dev: Some(Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor }),
         kind: Kind::from_mode(mode).unwrap_or(Kind::File),
         perm: Perm::from_mode(mode),
         nlink: stat.stx_nlink,
