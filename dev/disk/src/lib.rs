@@ -21,7 +21,7 @@ mod world;
 pub use format::{Format, foreign_format};
 pub use lock::lock_image;
 pub use raw::RawDisk;
-pub use world::{HostWorld, list_partitions, partitions_of};
+pub use world::{HostWorld, list_partitions, partition_of, partitions_of};
 
 /// The kernel's number; what the library found itself (an end of file that came too early) has none.
 fn errno(error: &std::io::Error) -> veduta_api::Errno {

@@ -138,6 +138,11 @@ pub fn partitions_of(disk: &Disk) -> Result<Option<PartitionTable>, MountError> 
     read_table(disk, None)
 }
 
+/// Partition `number` of a disk, by its own table.
+pub fn partition_of(disk: &Disk, number: u32) -> Result<Disk, MountError> {
+    partition(disk, number, None)
+}
+
 /// The partitions of a table in a sentence: `1 (EFI system, 512.0 MiB), 2 (Linux filesystem, 30.0 GiB)`.
 pub fn list_partitions(table: &PartitionTable) -> String {
     let describe = |partition: &veduta_api::Partition| {

@@ -93,6 +93,43 @@ In /etc/fstab, with the driver program instead:
     /// Keeps modes, times, symbolic links, hard links and holes; with -a also owners, extended attributes and device nodes, as
     /// far as the system allows, and says what it could not keep.
     Cp(Cp),
+    /// Run a command in a view: with mounts that nobody else sees
+    ///
+    /// The command and everything that it starts see the mounts of the view, and make more with the ordinary mount(8), as an
+    /// ordinary user, without FUSE, namespaces or any set-user-id helper. Outside, nothing is mounted.
+    ///
+    /// Without a COMMAND, a shell is started. The exit status is the command's, or 128 and the signal that ended it.
+    #[command(after_help = "\
+EXAMPLES
+  veduta run                                       a shell; then: mount -t ext2 disk.img /mnt
+  veduta run --mount ext2:disk.img:/mnt -- ls /mnt
+  veduta run --mount bind:/tmp/hosts:/etc/hosts -- curl example
+  veduta run --mount iso9660:cd.iso:/mnt:uid=1000 -- make -C /mnt/src
+
+FILES
+  /etc/vedutarc, ~/.vedutarc   run in the view before the command, if they may be run
+
+EXIT STATUS
+  the command's; 125 if the view could not be started, 126 if the command may not be run, 127 if there is none")]
+    Run(Run),
+    /// Tell which mount of the view serves a path, and how
+    Explain {
+        /// The paths
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// List all system calls, and what a view does with each
+    Syscalls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Report the calls of the view on its standard error from now on
+    Trace {
+        /// Families (path, file, mount, exec, identity, all) or names of calls, with commas between; nothing ends it
+        #[arg(default_value = "")]
+        what: String,
+    },
     /// Tell what this machine allows, what that means, and what to do for more
     Doctor(Doctor),
     /// List the types that can be mounted, or the options of one
@@ -254,4 +291,33 @@ pub(crate) struct Types {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `veduta run`.
+#[derive(Args)]
+pub(crate) struct Run {
+    /// Mount this before the command starts: TYPE:SOURCE:TARGET[:OPTIONS], a colon within written `\\:`
+    ///
+    /// TYPE is one of `veduta types`, `auto`, or `bind`, which shows a file or a directory in another place. May be given
+    /// several times; each sees those before it.
+    #[arg(long = "mount", short = 'm', value_name = "MOUNT")]
+    pub(crate) mounts: Vec<OsString>,
+    /// Run this script in the view before the command, in place of ~/.vedutarc and /etc/vedutarc
+    #[arg(long, value_name = "FILE", conflicts_with = "no_rc")]
+    pub(crate) rc: Option<PathBuf>,
+    /// Run no script before the command
+    #[arg(long, short = 'N')]
+    pub(crate) no_rc: bool,
+    /// The name of the view
+    #[arg(long, short = 'V')]
+    pub(crate) name: Option<String>,
+    /// Report calls on standard error: families (path, file, mount, exec, all) or names of calls, with commas between
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) trace: Option<String>,
+    /// Tell all programs of the view that they are run by root; what they may do stays the same
+    #[arg(long)]
+    pub(crate) root: bool,
+    /// The command, and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
 }

@@ -16,6 +16,7 @@ mod render;
 mod source;
 mod tour;
 mod types;
+mod view;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -29,6 +30,12 @@ fn main() -> ExitCode {
     let program = std::env::args_os().next().unwrap_or_default();
     if let Some(module) = modules::for_program(&program) {
         return veduta_fuse::driver_main(module);
+    }
+    if let Some(done) = view::ancestor(&program) {
+        return done.unwrap_or_else(|failure| {
+            eprintln!("{}: {failure}", program.to_string_lossy());
+            failure.exit_code()
+        });
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -54,6 +61,10 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Mount(args) => return mount::run(args),
         Command::Umount(args) => mount::umount(args)?,
+        Command::Run(args) => return view::run(args),
+        Command::Explain { paths } => view::explain(paths)?,
+        Command::Syscalls { json } => view::syscalls(*json)?,
+        Command::Trace { what } => view::trace(what)?,
         Command::Info(args) => info::run(args)?,
         Command::Ls(args) => look::ls(args)?,
         Command::Cat(args) => look::cat(args)?,

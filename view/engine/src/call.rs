@@ -1,0 +1,198 @@
+//! A caught call, while it is served.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use veduta_api::{Attr, Result};
+use veduta_trace::Task;
+
+use crate::identity::Identity;
+use crate::mounts::Table;
+use crate::standin::StandIn;
+use crate::view::View;
+use crate::walk::{self, Found, Limits, Place, Start, Walker};
+
+/// What becomes of a call. An error is the call's error.
+pub(crate) enum Answer {
+    /// The kernel serves it.
+    GoOn,
+    /// It returns this.
+    Value(i64),
+    /// It returns a new descriptor.
+    Fd {
+        /// The descriptor.
+        fd: OwnedFd,
+        /// `O_CLOEXEC`
+        close_on_exec: bool,
+    },
+    /// The task's working directory becomes this.
+    Chdir(OwnedFd),
+    /// The task runs a program.
+    Exec(Box<crate::exec::Plan>),
+    /// The answer was given already.
+    Given,
+}
+
+/// The outcome of a handler.
+pub(crate) type Outcome = Result<Answer>;
+
+/// Success with the value 0.
+pub(crate) const DONE: Outcome = Ok(Answer::Value(0));
+
+/// A call.
+pub(crate) struct Call<'a> {
+    /// The view.
+    pub view: &'a View,
+    /// The mounts as they were when the call came.
+    pub table: Arc<Table>,
+    /// Who calls.
+    pub task: Task,
+    /// Which call.
+    pub number: u32,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// As whom.
+    pub identity: Identity,
+}
+
+/// What a path argument of a call leads to.
+pub(crate) enum Target {
+    /// To nothing that the view is concerned with.
+    PlainlyHost,
+    /// To what a walk found.
+    Found(Box<Found>),
+}
+
+impl<'a> Call<'a> {
+    /// Argument `index` as the kernel sees an `int`.
+    pub(crate) fn int(&self, index: usize) -> i32 {
+        self.args[index] as i32
+    }
+
+    /// Where relative paths of an `*at` call start.
+    pub(crate) fn start(&self, dirfd: u64) -> Result<Start> {
+        if walk::is_cwd(dirfd) {
+            walk::working_directory(&self.view.stand_ins, self.task)
+        } else {
+            walk::directory_of(&self.view.stand_ins, self.task, dirfd as i32)
+        }
+    }
+
+    /// Resolves a path argument. `empty`: an empty path means the descriptor itself (`AT_EMPTY_PATH`).
+    pub(crate) fn find(&self, dirfd: u64, address: u64, follow: bool, empty: bool) -> Result<Target> {
+        let path = if address == 0 && empty { Vec::new() } else { self.task.read_path(address)? };
+        self.find_path(dirfd, &path, follow, empty, Limits::default())
+    }
+
+    /// The same for a path that was read.
+    pub(crate) fn find_path(
+        &self,
+        dirfd: u64,
+        path: &[u8],
+        follow: bool,
+        empty: bool,
+        limits: Limits,
+    ) -> Result<Target> {
+        if path.is_empty() {
+            if !empty {
+                return Err(Errno::ENOENT);
+            }
+            return Ok(match self.start(dirfd)? {
+                Start::Tree(node) => {
+                    let attr = node.attr()?;
+                    let place = Some(Place::Tree(node, attr));
+                    Target::Found(Box::new(Found {
+                        parent: None,
+                        name: Vec::new(),
+                        place,
+                        direct: false,
+                        wants_dir: false,
+                    }))
+                }
+                Start::Host(_) | Start::Opaque => Target::PlainlyHost,
+            });
+        }
+        let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { self.start(dirfd)? };
+        match &start {
+            Start::Opaque => return Ok(Target::PlainlyHost),
+            Start::Host(base)
+                if walk::is_plainly_host(&self.table, base, path, follow && !path.ends_with(b"/.")) =>
+            {
+                return Ok(Target::PlainlyHost);
+            }
+            _ => {}
+        }
+        self.walker(limits).walk(&start, path, follow).map(|found| Target::Found(Box::new(found)))
+    }
+
+    /// Something that resolves paths for this call.
+    pub(crate) fn walker(&self, limits: Limits) -> Walker<'_> {
+        Walker {
+            table: &self.table,
+            stand_ins: &self.view.stand_ins,
+            task: self.task,
+            identity: &self.identity,
+            limits,
+        }
+    }
+
+    /// What a descriptor of the task stands for, with a copy of it; `None` if the view is not concerned.
+    pub(crate) fn stand_in(&self, number: i32) -> Result<Option<(Arc<StandIn>, OwnedFd)>> {
+        if number < 0 || self.view.stand_ins.is_empty() {
+            return Ok(None);
+        }
+        let Ok(fd) = crate::serve::descriptor(self.task, number) else { return Ok(None) };
+        Ok(self.view.stand_ins.of_descriptor(fd.as_fd()).map(|stand_in| (stand_in, fd)))
+    }
+
+    /// `EROFS` for a node of a mount that nothing may be changed on.
+    pub(crate) fn writable(&self, place: &Place) -> Result<()> {
+        match place {
+            Place::Tree(node, _) if node.mount.is_read_only() => Err(Errno::EROFS),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the permission bits allow something.
+    pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
+        match place {
+            Place::Tree(node, attr) if !node.mount.facts.own_permissions => self.identity.may(attr, wanted),
+            _ => Ok(()),
+        }
+    }
+
+    /// `EPERM` for nodes with `chattr +i`, or `+a` unless what is done only adds.
+    pub(crate) fn unguarded(attr: &Attr, only_adds: bool) -> Result<()> {
+        if attr.flags.immutable || (attr.flags.append_only && !only_adds) {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The flags of an open file description.
+pub(crate) fn status_flags(fd: &OwnedFd) -> Result<OFlag> {
+    fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
+}
+
+/// `EBADF` unless a description may be read.
+pub(crate) fn readable(fd: &OwnedFd) -> Result<OFlag> {
+    let flags = status_flags(fd)?;
+    match flags.bits() & libc::O_ACCMODE {
+        libc::O_RDONLY | libc::O_RDWR => Ok(flags),
+        _ => Err(Errno::EBADF),
+    }
+}
+
+/// `EBADF` unless a description may be written.
+pub(crate) fn writable(fd: &OwnedFd) -> Result<OFlag> {
+    let flags = status_flags(fd)?;
+    match flags.bits() & libc::O_ACCMODE {
+        libc::O_WRONLY | libc::O_RDWR => Ok(flags),
+        _ => Err(Errno::EBADF),
+    }
+}

@@ -1,0 +1,815 @@
+//! Calls that take paths, other than those that open and run.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::libc;
+use veduta_api::{Attr, Device, Kind, Perm, RenameFlags, Result, SetAttr, SetTime, Timestamp, XattrMode};
+
+use crate::call::{Answer, Call, DONE, Outcome, Target};
+use crate::identity::{EXECUTE, READ, WRITE};
+use crate::mounts::shown;
+use crate::node::{Node, guarded};
+use crate::standin::StandIn;
+use crate::walk::{Found, Limits, Place, Start, is_magic};
+
+const CWD: u64 = libc::AT_FDCWD as u64;
+/// Bytes; the largest extended attribute.
+const MAX_XATTR: usize = 65_536;
+
+/// The argument that is a path, for traces.
+pub(crate) fn path_argument(name: &str) -> Option<usize> {
+    Some(match name {
+        "getcwd" | "prctl" | "fanotify_mark" => return None,
+        "symlink" | "inotify_add_watch" => 1,
+        "symlinkat" | "move_mount" => 2,
+        "mount" => 1,
+        name if name.ends_with("at") || name.ends_with("at2") || name == "statx" => 1,
+        "open" | "creat" | "stat" | "lstat" | "access" | "readlink" | "mkdir" | "mknod" | "unlink"
+        | "rmdir" | "rename" | "link" | "chmod" | "chown" | "lchown" | "utime" | "utimes" | "truncate"
+        | "statfs" | "chdir" | "chroot" | "execve" | "umount2" => 0,
+        name if name.contains("xattr") && !name.starts_with('f') => 0,
+        _ => return None,
+    })
+}
+
+/// Serves one of them.
+pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
+    let args = call.args;
+    let flag = |index: usize, bit: i32| args[index] as i32 & bit != 0;
+    let empty = |index| flag(index, libc::AT_EMPTY_PATH);
+    let follow = |index| !flag(index, libc::AT_SYMLINK_NOFOLLOW);
+    match name {
+        "open" | "openat" | "openat2" | "creat" => crate::open::serve(call, name),
+        "stat" => on_node(call, CWD, args[0], true, false, |place| stat(call, place, args[1])),
+        "lstat" => on_node(call, CWD, args[0], false, false, |place| stat(call, place, args[1])),
+        "newfstatat" => {
+            on_node(call, args[0], args[1], follow(3), empty(3), |place| stat(call, place, args[2]))
+        }
+        "statx" => on_node(call, args[0], args[1], follow(2), empty(2), |place| statx(call, place, args[4])),
+        "access" => on_node(call, CWD, args[0], true, false, |place| access(call, place, args[1])),
+        "faccessat" => on_node(call, args[0], args[1], true, false, |place| access(call, place, args[2])),
+        "faccessat2" => {
+            on_node(call, args[0], args[1], follow(3), empty(3), |place| access(call, place, args[2]))
+        }
+        "readlink" => readlink(call, CWD, args[0], args[1], args[2]),
+        "readlinkat" => readlink(call, args[0], args[1], args[2], args[3]),
+        "mkdir" => make(call, CWD, args[0], Kind::Directory, args[1] as u32, 0),
+        "mkdirat" => make(call, args[0], args[1], Kind::Directory, args[2] as u32, 0),
+        "mknod" => mknod(call, CWD, args[0], args[1] as u32, args[2]),
+        "mknodat" => mknod(call, args[0], args[1], args[2] as u32, args[3]),
+        "unlink" => remove(call, CWD, args[0], false),
+        "rmdir" => remove(call, CWD, args[0], true),
+        "unlinkat" => remove(call, args[0], args[1], flag(2, libc::AT_REMOVEDIR)),
+        "rename" => rename(call, (CWD, args[0]), (CWD, args[1]), 0),
+        "renameat" => rename(call, (args[0], args[1]), (args[2], args[3]), 0),
+        "renameat2" => rename(call, (args[0], args[1]), (args[2], args[3]), args[4] as u32),
+        "link" => link(call, (CWD, args[0]), (CWD, args[1]), 0),
+        "linkat" => link(call, (args[0], args[1]), (args[2], args[3]), args[4] as i32),
+        "symlink" => symlink(call, args[0], CWD, args[1]),
+        "symlinkat" => symlink(call, args[0], args[1], args[2]),
+        "chmod" => on_node(call, CWD, args[0], true, false, |place| chmod(call, place, args[1])),
+        "fchmodat" => on_node(call, args[0], args[1], true, false, |place| chmod(call, place, args[2])),
+        "fchmodat2" => {
+            on_node(call, args[0], args[1], follow(3), empty(3), |place| chmod(call, place, args[2]))
+        }
+        "chown" => on_node(call, CWD, args[0], true, false, |place| chown(call, place, args[1], args[2])),
+        "lchown" => on_node(call, CWD, args[0], false, false, |place| chown(call, place, args[1], args[2])),
+        "fchownat" => {
+            on_node(call, args[0], args[1], follow(4), empty(4), |place| chown(call, place, args[2], args[3]))
+        }
+        "utime" => on_node(call, CWD, args[0], true, false, |place| {
+            let times = times(call, args[1], TimeForm::Seconds)?;
+            change(call, place, times)
+        }),
+        "utimes" => on_node(call, CWD, args[0], true, false, |place| {
+            let times = times(call, args[1], TimeForm::Micros)?;
+            change(call, place, times)
+        }),
+        "futimesat" => on_node(call, args[0], args[1], true, args[1] == 0, |place| {
+            let times = times(call, args[2], TimeForm::Micros)?;
+            change(call, place, times)
+        }),
+        // With no path it is about the descriptor itself: futimens(3).
+        "utimensat" => on_node(call, args[0], args[1], follow(3), args[1] == 0 || empty(3), |place| {
+            let times = times(call, args[2], TimeForm::Nanos)?;
+            change(call, place, times)
+        }),
+        "truncate" => on_node(call, CWD, args[0], true, false, |place| truncate(call, place, args[1] as i64)),
+        "statfs" => on_node(call, CWD, args[0], true, false, |place| statfs(call, place, args[1])),
+        "chdir" => chdir(call),
+        "chroot" => chroot(call),
+        "getcwd" => getcwd(call),
+        "getxattr" | "listxattr" | "setxattr" | "removexattr" => {
+            on_node(call, CWD, args[0], true, false, |place| xattr(call, place, name, 1))
+        }
+        "lgetxattr" | "llistxattr" | "lsetxattr" | "lremovexattr" => {
+            on_node(call, CWD, args[0], false, false, |place| xattr(call, place, &name[1..], 1))
+        }
+        "setxattrat" | "getxattrat" | "listxattrat" | "removexattrat" | "file_getattr" | "file_setattr"
+        | "name_to_handle_at" => {
+            let at = usize::from(name.starts_with("file_")) * 4 + usize::from(!name.starts_with("file_")) * 2;
+            let at = if name == "name_to_handle_at" { 4 } else { at };
+            on_node(call, args[0], args[1], true, empty(at), |_| Err(Errno::EOPNOTSUPP))
+        }
+        "inotify_add_watch" => {
+            // There is nothing that would wake the watcher: said, rather than never waking it.
+            on_node(call, CWD, args[1], true, false, |_| Err(Errno::ENOSPC))
+        }
+        "bind" | "connect" => crate::sockets::serve(call, name),
+        _ => Ok(Answer::GoOn),
+    }
+}
+
+/// Does something to an existing node of a tree; on the host the kernel does it, or the engine where the kernel cannot.
+fn on_node(
+    call: &Call<'_>,
+    dirfd: u64,
+    address: u64,
+    follow: bool,
+    empty: bool,
+    work: impl FnOnce(&Place) -> Outcome,
+) -> Outcome {
+    let found = match call.find(dirfd, address, follow, empty)? {
+        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::Found(found) => found,
+    };
+    match &found.place {
+        Some(Place::Host(_)) if found.direct => Ok(Answer::GoOn),
+        Some(Place::Host(path)) => crate::host::again(call, &[path]),
+        Some(place @ Place::Tree(..)) => work(place),
+        None if found.direct => Ok(Answer::GoOn),
+        None => Err(Errno::ENOENT),
+    }
+}
+
+/// The node of a place that is known to be a tree's.
+fn node(place: &Place) -> Result<(&Arc<Node>, &Attr)> {
+    match place {
+        Place::Tree(node, attr) => Ok((node, attr)),
+        Place::Host(_) => Err(Errno::EIO),
+    }
+}
+
+/// What a directory above a mount point of nothing looks like, and everything else: the attributes that are shown.
+pub(crate) fn stat(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
+    let (node, attr) = node(place)?;
+    let attr = with_memory(call, node, *attr);
+    call.task.write(address, &crate::stat::stat(&node.mount, &attr))?;
+    DONE
+}
+
+/// A file that is mapped may have grown in memory, and a size that others changed is told to those who map it.
+fn with_memory(call: &Call<'_>, node: &Arc<Node>, attr: Attr) -> Attr {
+    if let Some(stand_in) = call.view.stand_ins.known(node.mount.id, node.ino) {
+        if attr.kind == Kind::File {
+            stand_in.set_size(attr.size);
+        }
+    }
+    attr
+}
+
+fn statx(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
+    let (node, attr) = node(place)?;
+    let attr = with_memory(call, node, *attr);
+    let is_root = node.parent().is_none();
+    call.task.write(address, &crate::stat::statx(&node.mount, &attr, is_root))?;
+    DONE
+}
+
+fn access(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
+    let mode = mode as u32;
+    if mode & !7 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (node, attr) = node(place)?;
+    call.may(place, mode)?;
+    if mode & WRITE != 0 && matches!(attr.kind, Kind::File | Kind::Directory | Kind::Symlink) {
+        call.writable(place)?;
+        if attr.flags.immutable {
+            return Err(Errno::EPERM);
+        }
+    }
+    let no_exec = node.mount.no_exec.load(std::sync::atomic::Ordering::Relaxed);
+    if mode & EXECUTE != 0 && attr.kind == Kind::File && no_exec {
+        return Err(Errno::EACCES);
+    }
+    DONE
+}
+
+fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> Outcome {
+    if size as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let found = match call.find(dirfd, path, false, true)? {
+        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::Found(found) => found,
+    };
+    let text = match found.place.as_ref() {
+        None if found.direct => return Ok(Answer::GoOn),
+        None => return Err(Errno::ENOENT),
+        Some(Place::Host(real)) => {
+            match if is_magic(real) { crate::proc::magic_text(call, real) } else { None } {
+                Some(text) => text,
+                None if found.direct => return Ok(Answer::GoOn),
+                None => return crate::host::again(call, &[real]),
+            }
+        }
+        Some(Place::Tree(node, attr)) => {
+            if attr.kind != Kind::Symlink {
+                return Err(Errno::EINVAL);
+            }
+            guarded(|| node.tree().readlink(node.ino))?.as_bytes().to_vec()
+        }
+    };
+    let len = text.len().min(size as usize);
+    call.task.write(buffer, &text[..len])?;
+    Ok(Answer::Value(len as i64))
+}
+
+/// Does something to a name in a directory of a tree. `None`: the call is the host's, and this is its answer.
+fn in_directory<'f>(
+    call: &Call<'_>,
+    found: &'f Found,
+) -> Result<std::result::Result<(&'f Arc<Node>, &'f Attr), Answer>> {
+    match found.parent.as_ref() {
+        None if found.direct => Ok(Err(Answer::GoOn)),
+        None => Err(Errno::EBUSY),
+        Some(Place::Host(_)) if found.direct => Ok(Err(Answer::GoOn)),
+        Some(Place::Host(path)) => {
+            let path = [path, b"/".as_slice(), &found.name].concat();
+            crate::host::again(call, &[&path]).map(Err)
+        }
+        Some(place @ Place::Tree(node, attr)) => {
+            if attr.kind != Kind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            call.writable(place)?;
+            call.may(place, WRITE | EXECUTE)?;
+            Ok(Ok((node, attr)))
+        }
+    }
+}
+
+/// Finds the place for a new name.
+fn find_new(call: &Call<'_>, dirfd: u64, path: u64) -> Result<Option<Found>> {
+    match call.find(dirfd, path, false, false)? {
+        Target::PlainlyHost => Ok(None),
+        Target::Found(found) => {
+            // Existing names are refused before anything else is looked at; a mount point is one, whatever is below.
+            let is_host =
+                found.direct && found.parent.as_ref().is_none_or(|parent| matches!(parent, Place::Host(_)));
+            if found.place.is_some() && !(is_host && matches!(found.place, Some(Place::Host(_)))) {
+                return Err(Errno::EEXIST);
+            }
+            Ok(Some(*found))
+        }
+    }
+}
+
+fn make(call: &Call<'_>, dirfd: u64, path: u64, kind: Kind, mode: u32, device: u64) -> Outcome {
+    let Some(found) = find_new(call, dirfd, path)? else { return Ok(Answer::GoOn) };
+    if found.wants_dir && kind != Kind::Directory {
+        return Err(Errno::ENOENT);
+    }
+    let (directory, above) = match in_directory(call, &found)? {
+        Err(answer) => return Ok(answer),
+        Ok(directory) => directory,
+    };
+    Call::unguarded(above, true)?;
+    let rdev = Device { major: libc::major(device), minor: libc::minor(device) };
+    if matches!(kind, Kind::CharDevice | Kind::BlockDevice)
+        && !call.identity.is_root()
+        && !directory.mount.facts.own_permissions
+    {
+        return Err(Errno::EPERM);
+    }
+    let new = crate::open::new_node(call, above, kind, mode, rdev)?;
+    let name = OsStr::from_bytes(&found.name);
+    check_name(directory, &found.name)?;
+    let entry = guarded(|| match kind {
+        Kind::Directory => directory.tree().mkdir(directory.ino, name, &new),
+        _ => directory.tree().mknod(directory.ino, name, &new),
+    })?;
+    drop(Node::child(directory, name, &entry));
+    DONE
+}
+
+fn check_name(directory: &Node, name: &[u8]) -> Result<()> {
+    if name.len() > directory.mount.facts.name_max as usize { Err(Errno::ENAMETOOLONG) } else { Ok(()) }
+}
+
+fn mknod(call: &Call<'_>, dirfd: u64, path: u64, mode: u32, device: u64) -> Outcome {
+    let kind = match mode & 0o170_000 {
+        0 => Kind::File,
+        _ => Kind::from_mode(mode).ok_or(Errno::EINVAL)?,
+    };
+    match kind {
+        Kind::Directory => Err(Errno::EPERM),
+        Kind::Symlink => Err(Errno::EINVAL),
+        _ => make(call, dirfd, path, kind, mode, device),
+    }
+}
+
+fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
+    let text = call.task.read_path(path)?;
+    let last = text.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
+    let found = match call.find_path(dirfd, &text, false, false, Limits::default())? {
+        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::Found(found) => found,
+    };
+    let is_virtual = matches!(found.place, Some(Place::Tree(..)));
+    if found.parent.is_none() && is_virtual {
+        return Err(match last {
+            b"." if is_dir => Errno::EINVAL,
+            b".." if is_dir => Errno::ENOTEMPTY,
+            _ if is_dir => Errno::EBUSY,
+            _ => Errno::EISDIR,
+        });
+    }
+    if let Some(Place::Tree(node, _)) = &found.place {
+        if node.parent().is_none() || call.table.at(&node.path()).is_some() {
+            return Err(Errno::EBUSY);
+        }
+    }
+    if found.place.is_none() && !found.direct {
+        return Err(Errno::ENOENT);
+    }
+    let (directory, above) = match in_directory(call, &found)? {
+        Err(answer) => return Ok(answer),
+        Ok(directory) => directory,
+    };
+    let (node, attr) = node(found.existing()?)?;
+    Call::unguarded(above, false)?;
+    Call::unguarded(attr, false)?;
+    if !directory.mount.facts.own_permissions {
+        call.identity.may_remove(above, attr)?;
+    }
+    if found.wants_dir && attr.kind != Kind::Directory {
+        return Err(Errno::ENOTDIR);
+    }
+    let name = OsStr::from_bytes(&found.name);
+    match (is_dir, attr.kind) {
+        (true, Kind::Directory) if call.table.any_below(&node.path()) => Err(Errno::EBUSY),
+        (true, Kind::Directory) => guarded(|| directory.tree().rmdir(directory.ino, name)),
+        (true, _) => Err(Errno::ENOTDIR),
+        (false, Kind::Directory) => Err(Errno::EISDIR),
+        (false, _) => guarded(|| directory.tree().unlink(directory.ino, name)),
+    }?;
+    DONE
+}
+
+fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outcome {
+    let (old, new) = (call.find(from.0, from.1, false, false)?, call.find(to.0, to.1, false, false)?);
+    let (old, new) = match (old, new) {
+        (Target::PlainlyHost, Target::PlainlyHost) => return Ok(Answer::GoOn),
+        (Target::Found(old), Target::Found(new)) => (old, new),
+        (Target::Found(found), Target::PlainlyHost) | (Target::PlainlyHost, Target::Found(found)) => {
+            let is_host = !matches!(found.place, Some(Place::Tree(..)))
+                && !matches!(found.parent, Some(Place::Tree(..)));
+            if is_host && found.direct {
+                return Ok(Answer::GoOn);
+            }
+            if is_host {
+                return across(call, from, to);
+            }
+            return Err(Errno::EXDEV);
+        }
+    };
+    let on_host = |found: &Found| {
+        !matches!(found.place, Some(Place::Tree(..))) && matches!(found.parent, Some(Place::Host(_)) | None)
+    };
+    match (on_host(&old), on_host(&new)) {
+        (true, true) if old.direct && new.direct => return Ok(Answer::GoOn),
+        (true, true) => {
+            let (old, new) = (full(&old), full(&new));
+            return crate::host::again(call, &[&old, &new]);
+        }
+        (true, false) | (false, true) => {
+            // What is not there is missed first.
+            old.existing()?;
+            return Err(Errno::EXDEV);
+        }
+        (false, false) => {}
+    }
+    let flags = rename_flags(flags)?;
+    if old.parent.is_none() || new.parent.is_none() {
+        return Err(Errno::EBUSY);
+    }
+    let (moved, attr) = node(old.existing()?)?;
+    if moved.parent().is_none() || call.table.any_below(&moved.path()) {
+        return Err(Errno::EBUSY);
+    }
+    let (from_dir, from_above) = node(old.parent.as_ref().ok_or(Errno::EBUSY)?)?;
+    let (to_dir, to_above) = match new.parent.as_ref().ok_or(Errno::EBUSY)? {
+        Place::Tree(node, attr) => (node, attr),
+        Place::Host(_) => return Err(Errno::EXDEV),
+    };
+    if from_dir.mount.id != to_dir.mount.id {
+        return Err(Errno::EXDEV);
+    }
+    if (old.wants_dir || new.wants_dir) && attr.kind != Kind::Directory {
+        return Err(Errno::ENOTDIR);
+    }
+    for place in [&old.parent, &new.parent].into_iter().flatten() {
+        call.writable(place)?;
+        call.may(place, WRITE | EXECUTE)?;
+    }
+    check_name(to_dir, &new.name)?;
+    let checks = !from_dir.mount.facts.own_permissions;
+    for above in [from_above, to_above] {
+        Call::unguarded(above, false)?;
+    }
+    Call::unguarded(attr, false)?;
+    if checks {
+        call.identity.may_remove(from_above, attr)?;
+        if attr.kind == Kind::Directory && from_dir.ino != to_dir.ino {
+            call.identity.may(attr, WRITE)?;
+        }
+    }
+    if let Some(Place::Tree(target, target_attr)) = &new.place {
+        if target.parent().is_none() || call.table.any_below(&target.path()) {
+            return Err(Errno::EBUSY);
+        }
+        if flags.no_replace {
+            return Err(Errno::EEXIST);
+        }
+        Call::unguarded(target_attr, false)?;
+        if checks {
+            call.identity.may_remove(to_above, target_attr)?;
+        }
+    } else if flags.exchange {
+        return Err(Errno::ENOENT);
+    }
+    let (name, new_name) = (OsStr::from_bytes(&old.name), OsStr::from_bytes(&new.name));
+    guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
+    tell_moved(call, moved, to_dir, new_name);
+    if let (true, Some(Place::Tree(target, _))) = (flags.exchange, &new.place) {
+        tell_moved(call, target, from_dir, name);
+    }
+    DONE
+}
+
+/// Those who have the node open learn its new path.
+fn tell_moved(call: &Call<'_>, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) {
+    node.moved(parent, name);
+    if let Some(stand_in) = call.view.stand_ins.known(node.mount.id, node.ino) {
+        stand_in.node.moved(parent, name);
+    }
+}
+
+/// Two paths of the host, of which the kernel can find only one.
+fn across(call: &Call<'_>, from: (u64, u64), to: (u64, u64)) -> Outcome {
+    let path = |(dirfd, address): (u64, u64)| -> Result<Vec<u8>> {
+        let text = call.task.read_path(address)?;
+        let start = if text.starts_with(b"/") { Start::Host(Vec::new()) } else { call.start(dirfd)? };
+        Ok(full(&call.walker(Limits::default()).walk(&start, &text, false)?))
+    };
+    let (from, to) = (path(from)?, path(to)?);
+    crate::host::again(call, &[&from, &to])
+}
+
+/// The canonical path of a name, whether it is there or not.
+fn full(found: &Found) -> Vec<u8> {
+    match (&found.parent, &found.place) {
+        (Some(parent), _) => [&parent.path(), b"/".as_slice(), &found.name].concat(),
+        (None, Some(place)) => place.path(),
+        (None, None) => Vec::new(),
+    }
+}
+
+fn rename_flags(flags: u32) -> Result<RenameFlags> {
+    let parsed = RenameFlags {
+        no_replace: flags & libc::RENAME_NOREPLACE != 0,
+        exchange: flags & libc::RENAME_EXCHANGE != 0,
+        whiteout: flags & libc::RENAME_WHITEOUT != 0,
+    };
+    if flags & !7 != 0 || (parsed.exchange && (parsed.no_replace || parsed.whiteout)) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(parsed)
+}
+
+fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcome {
+    let follow = flags & libc::AT_SYMLINK_FOLLOW != 0;
+    let old = call.find(from.0, from.1, follow, flags & libc::AT_EMPTY_PATH != 0)?;
+    let new = call.find(to.0, to.1, false, false)?;
+    let (old, new) = match (old, new) {
+        (Target::PlainlyHost, Target::PlainlyHost) => return Ok(Answer::GoOn),
+        (Target::Found(old), Target::Found(new)) => (old, new),
+        (Target::Found(found), Target::PlainlyHost) | (Target::PlainlyHost, Target::Found(found)) => {
+            let is_host = !matches!(found.place, Some(Place::Tree(..)))
+                && !matches!(found.parent, Some(Place::Tree(..)));
+            return match (is_host, found.direct) {
+                (true, true) => Ok(Answer::GoOn),
+                (true, false) => across(call, from, to),
+                _ => Err(Errno::EXDEV),
+            };
+        }
+    };
+    let (source, attr) = match (old.existing()?, new.parent.as_ref()) {
+        (Place::Host(_), Some(Place::Host(_)) | None) if old.direct && new.direct => return Ok(Answer::GoOn),
+        (Place::Host(_), Some(Place::Host(_)) | None) => {
+            let (old, new) = (full(&old), full(&new));
+            return crate::host::again(call, &[&old, &new]);
+        }
+        (Place::Host(_), _) | (Place::Tree(..), Some(Place::Host(_)) | None) => {
+            return Err(if new.place.is_some() { Errno::EEXIST } else { Errno::EXDEV });
+        }
+        (Place::Tree(node, attr), _) => (node, attr),
+    };
+    if new.place.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let (directory, above) = match in_directory(call, &new)? {
+        Err(answer) => return Ok(answer),
+        Ok(directory) => directory,
+    };
+    if directory.mount.id != source.mount.id {
+        return Err(Errno::EXDEV);
+    }
+    if attr.kind == Kind::Directory {
+        return Err(Errno::EPERM);
+    }
+    if new.wants_dir {
+        return Err(Errno::ENOENT);
+    }
+    Call::unguarded(above, true)?;
+    Call::unguarded(attr, false)?;
+    check_name(directory, &new.name)?;
+    let name = OsStr::from_bytes(&new.name);
+    let entry = guarded(|| directory.tree().link(source.ino, directory.ino, name))?;
+    drop(Node::child(directory, name, &entry));
+    DONE
+}
+
+fn symlink(call: &Call<'_>, target: u64, dirfd: u64, path: u64) -> Outcome {
+    let Some(found) = find_new(call, dirfd, path)? else { return Ok(Answer::GoOn) };
+    let (directory, above) = match in_directory(call, &found)? {
+        Err(answer) => return Ok(answer),
+        Ok(directory) => directory,
+    };
+    let target = call.task.read_path(target)?;
+    if target.is_empty() || found.wants_dir {
+        return Err(Errno::ENOENT);
+    }
+    Call::unguarded(above, true)?;
+    check_name(directory, &found.name)?;
+    let new = crate::open::new_node(call, above, Kind::Symlink, 0o777, Device::default())?;
+    let name = OsStr::from_bytes(&found.name);
+    let entry = guarded(|| directory.tree().symlink(directory.ino, name, OsStr::from_bytes(&target), &new))?;
+    drop(Node::child(directory, name, &entry));
+    DONE
+}
+
+/// Changes attributes of a node, as far as the caller may.
+pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Outcome {
+    let (node, attr) = node(place)?;
+    call.writable(place)?;
+    if attr.flags.immutable || (attr.flags.append_only && !only_touches(&changes)) {
+        return Err(Errno::EPERM);
+    }
+    if !node.mount.facts.own_permissions {
+        call.identity.may_change(attr, &mut changes)?;
+    }
+    guarded(|| node.tree().setattr(node.ino, &changes))?;
+    DONE
+}
+
+fn only_touches(changes: &SetAttr) -> bool {
+    let now = |time| matches!(time, None | Some(SetTime::Now));
+    changes.perm.is_none()
+        && changes.uid.is_none()
+        && changes.gid.is_none()
+        && now(changes.atime)
+        && now(changes.mtime)
+}
+
+fn chmod(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
+    if node(place)?.1.kind == Kind::Symlink {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    change(call, place, SetAttr { perm: Some(Perm::from_mode(mode as u32)), ..SetAttr::default() })
+}
+
+/// `chown` in all its forms.
+pub(crate) fn chown(call: &Call<'_>, place: &Place, uid: u64, gid: u64) -> Outcome {
+    let id = |id: u64| (id as u32 != u32::MAX).then_some(id as u32);
+    change(call, place, SetAttr { uid: id(uid), gid: id(gid), ..SetAttr::default() })
+}
+
+#[derive(Clone, Copy)]
+enum TimeForm {
+    Seconds,
+    Micros,
+    Nanos,
+}
+
+fn times(call: &Call<'_>, address: u64, form: TimeForm) -> Result<SetAttr> {
+    if address == 0 {
+        let now = Some(SetTime::Now);
+        return Ok(SetAttr { atime: now, mtime: now, ..SetAttr::default() });
+    }
+    let mut words = [0_i64; 4];
+    let count = if matches!(form, TimeForm::Seconds) { 2 } else { 4 };
+    for (index, word) in words.iter_mut().take(count).enumerate() {
+        *word = call.task.read_u64(address + 8 * index as u64)? as i64;
+    }
+    let time = |seconds: i64, part: i64| -> Result<Option<SetTime>> {
+        let nanos = match form {
+            TimeForm::Seconds => 0,
+            TimeForm::Micros => part.checked_mul(1000).ok_or(Errno::EINVAL)?,
+            TimeForm::Nanos if part == libc::UTIME_NOW => return Ok(Some(SetTime::Now)),
+            TimeForm::Nanos if part == libc::UTIME_OMIT => return Ok(None),
+            TimeForm::Nanos => part,
+        };
+        if !(0..1_000_000_000).contains(&nanos) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Some(SetTime::To(Timestamp { seconds, nanos: nanos as u32 })))
+    };
+    let (atime, mtime) = match form {
+        TimeForm::Seconds => (time(words[0], 0)?, time(words[1], 0)?),
+        _ => (time(words[0], words[1])?, time(words[2], words[3])?),
+    };
+    Ok(SetAttr { atime, mtime, ..SetAttr::default() })
+}
+
+fn truncate(call: &Call<'_>, place: &Place, size: i64) -> Outcome {
+    let (node, attr) = node(place)?;
+    match attr.kind {
+        Kind::Directory => return Err(Errno::EISDIR),
+        Kind::File => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    if size < 0 {
+        return Err(Errno::EINVAL);
+    }
+    call.may(place, WRITE)?;
+    call.writable(place)?;
+    resize(call, node, attr, size as u64, None)
+}
+
+/// Sets the size of a file.
+pub(crate) fn resize(
+    call: &Call<'_>,
+    node: &Arc<Node>,
+    attr: &Attr,
+    size: u64,
+    stand_in: Option<&StandIn>,
+) -> Outcome {
+    Call::unguarded(attr, false)?;
+    if size > node.mount.facts.size_max {
+        return Err(Errno::EFBIG);
+    }
+    let changes = SetAttr { size: Some(size), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
+    guarded(|| node.tree().setattr(node.ino, &changes))?;
+    let known = call.view.stand_ins.known(node.mount.id, node.ino);
+    if let Some(stand_in) = stand_in.or(known.as_deref()) {
+        stand_in.set_size(size);
+    }
+    DONE
+}
+
+/// `statfs` of a place in a tree.
+pub(crate) fn statfs(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
+    let (node, _) = node(place)?;
+    let facts = guarded(|| node.tree().statfs())?;
+    call.task.write(address, &crate::stat::statfs(&node.mount, &facts))?;
+    DONE
+}
+
+fn chdir(call: &Call<'_>) -> Outcome {
+    let found = match call.find(CWD, call.args[0], true, false)? {
+        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::Found(found) => found,
+    };
+    match found.place.as_ref() {
+        None if found.direct => Ok(Answer::GoOn),
+        None => Err(Errno::ENOENT),
+        Some(Place::Host(_)) if found.direct => Ok(Answer::GoOn),
+        Some(Place::Host(path)) => {
+            let path = std::path::Path::new(OsStr::from_bytes(shown(path)));
+            let open = || std::fs::File::open(path).map_err(crate::standin::errno);
+            let directory = crate::host::as_caller(call, open)?;
+            if !directory.metadata().map_err(crate::standin::errno)?.is_dir() {
+                return Err(Errno::ENOTDIR);
+            }
+            Ok(Answer::Chdir(directory.into()))
+        }
+        Some(place @ Place::Tree(node, attr)) => {
+            if attr.kind != Kind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            call.may(place, EXECUTE)?;
+            let stand_in = call.view.stand_ins.of_node(node, Kind::Directory, 0)?;
+            Ok(Answer::Chdir(stand_in.open(nix::fcntl::OFlag::O_RDONLY)?))
+        }
+    }
+}
+
+/// A root in a virtual tree would have to be remembered for a process and its children, which the kernel does not do
+/// for us.
+fn chroot(call: &Call<'_>) -> Outcome {
+    on_node(call, CWD, call.args[0], true, false, |place| match node(place)?.1.kind {
+        Kind::Directory => Err(Errno::EPERM),
+        _ => Err(Errno::ENOTDIR),
+    })
+}
+
+fn getcwd(call: &Call<'_>) -> Outcome {
+    let Start::Tree(node) = call.start(CWD)? else { return Ok(Answer::GoOn) };
+    let path = node.path();
+    let mut text = shown(&path).to_vec();
+    text.push(0);
+    if text.len() as u64 > call.args[1] {
+        return Err(Errno::ERANGE);
+    }
+    call.task.write(call.args[0], &text)?;
+    Ok(Answer::Value(text.len() as i64))
+}
+
+/// Extended attributes; `first` is the index of the argument behind the path or descriptor.
+pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) -> Outcome {
+    let (node, attr) = node(place)?;
+    let args = &call.args[first..];
+    if name == "listxattr" {
+        let names = guarded(|| node.tree().listxattr(node.ino))?;
+        let visible =
+            |name: &&std::ffi::OsString| call.identity.is_root() || !name.as_bytes().starts_with(b"trusted.");
+        let list: Vec<u8> =
+            names.iter().filter(visible).flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
+        return give(call, args[0], args[1], &list);
+    }
+    let name_bytes = call.task.read_string(args[0], 256).map_err(|errno| match errno {
+        Errno::ENAMETOOLONG => Errno::ERANGE,
+        other => other,
+    })?;
+    if name_bytes.is_empty() {
+        return Err(Errno::ERANGE);
+    }
+    let key = OsStr::from_bytes(&name_bytes);
+    let changes = name != "getxattr";
+    if changes {
+        call.writable(place)?;
+        Call::unguarded(attr, false)?;
+    }
+    let owns = call.identity.is_root() || call.identity.uid == attr.uid;
+    if name_bytes.starts_with(b"user.") {
+        if !matches!(attr.kind, Kind::File | Kind::Directory) {
+            return Err(if changes { Errno::EPERM } else { Errno::ENODATA });
+        }
+        if changes && attr.kind == Kind::Directory && attr.perm.bits() & 0o1000 != 0 && !owns {
+            return Err(Errno::EPERM);
+        }
+        call.may(place, if changes { WRITE } else { READ })?;
+    } else if name_bytes.starts_with(b"trusted.") {
+        if !call.identity.is_root() {
+            return Err(if changes { Errno::EPERM } else { Errno::ENODATA });
+        }
+    } else if changes {
+        let needs_root = name_bytes.starts_with(b"security.");
+        if (needs_root && !call.identity.is_root()) || !owns {
+            return Err(Errno::EPERM);
+        }
+    }
+    match name {
+        "getxattr" => {
+            let value = guarded(|| node.tree().getxattr(node.ino, key))?;
+            give(call, args[1], args[2], &value)
+        }
+        "setxattr" => {
+            let size = args[2] as usize;
+            if size > MAX_XATTR {
+                return Err(Errno::E2BIG);
+            }
+            let mode = match args[3] {
+                0 => XattrMode::Set,
+                1 => XattrMode::Create,
+                2 => XattrMode::Replace,
+                _ => return Err(Errno::EINVAL),
+            };
+            let mut value = vec![0; size];
+            call.task.read(args[1], &mut value)?;
+            guarded(|| node.tree().setxattr(node.ino, key, &value, mode))?;
+            DONE
+        }
+        _ => {
+            guarded(|| node.tree().removexattr(node.ino, key))?;
+            DONE
+        }
+    }
+}
+
+/// Gives a list or a value as the calls for attributes do: its length if no room is offered.
+fn give(call: &Call<'_>, address: u64, room: u64, bytes: &[u8]) -> Outcome {
+    if room != 0 {
+        if bytes.len() as u64 > room {
+            return Err(Errno::ERANGE);
+        }
+        call.task.write(address, bytes)?;
+    }
+    Ok(Answer::Value(bytes.len() as i64))
+}

@@ -1,0 +1,115 @@
+//! Who asks, and what the permission bits of a node allow. As `path_resolution(7)` and `inode(7)` have it.
+
+use std::cell::OnceCell;
+use std::os::unix::fs::MetadataExt;
+
+use nix::errno::Errno;
+use veduta_api::{Attr, Kind, Result, SetAttr, SetTime};
+use veduta_trace::Task;
+
+/// Bits of access, as in `access(2)`.
+pub(crate) const READ: u32 = 4;
+/// See [`READ`].
+pub(crate) const WRITE: u32 = 2;
+/// See [`READ`].
+pub(crate) const EXECUTE: u32 = 1;
+
+/// The identity of a task that matters for files.
+pub(crate) struct Identity {
+    task: Task,
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    groups: OnceCell<Vec<u32>>,
+}
+
+impl Identity {
+    /// Of a task. The owner of its directory in `/proc` is its effective identity.
+    pub(crate) fn of(task: Task) -> Self {
+        let engine = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        // An ordinary user's processes stay that user's: a view has no set-user-id programs.
+        let (uid, gid) = if engine.0 == 0 {
+            std::fs::metadata(format!("/proc/{}", task.0)).map_or(engine, |data| (data.uid(), data.gid()))
+        } else {
+            engine
+        };
+        Self { task, uid, gid, groups: OnceCell::new() }
+    }
+
+    /// Whether it is root.
+    pub(crate) fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// The supplementary groups.
+    pub(crate) fn groups(&self) -> &[u32] {
+        self.groups.get_or_init(|| self.task.groups().unwrap_or_default())
+    }
+
+    /// Whether it belongs to a group.
+    pub(crate) fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups().contains(&group)
+    }
+
+    /// `EACCES` unless the node's bits allow all of `wanted`.
+    pub(crate) fn may(&self, attr: &Attr, wanted: u32) -> Result<()> {
+        let bits = attr.perm.bits();
+        if self.is_root() {
+            let runs = wanted & EXECUTE == 0 || attr.kind == Kind::Directory || bits & 0o111 != 0;
+            return if runs { Ok(()) } else { Err(Errno::EACCES) };
+        }
+        let allowed = if attr.uid == self.uid {
+            bits >> 6
+        } else if self.is_in(attr.gid) {
+            bits >> 3
+        } else {
+            bits
+        };
+        if allowed & wanted == wanted { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Whether a name in a sticky directory may be taken away: `EPERM` if not.
+    pub(crate) fn may_remove(&self, directory: &Attr, node: &Attr) -> Result<()> {
+        let sticky = directory.perm.bits() & 0o1000 != 0;
+        if !sticky || self.is_root() || self.uid == node.uid || self.uid == directory.uid {
+            Ok(())
+        } else {
+            Err(Errno::EPERM)
+        }
+    }
+
+    /// Whether attributes may be changed so, other than the size: `EPERM` or `EACCES` if not. Corrects what Linux corrects: a
+    /// group that the caller is not in takes the set-group-id bit away, and a change of owner both.
+    pub(crate) fn may_change(&self, attr: &Attr, changes: &mut SetAttr) -> Result<()> {
+        let owns = self.is_root() || self.uid == attr.uid;
+        if (changes.perm.is_some() || changes.flags.is_some()) && !owns {
+            return Err(Errno::EPERM);
+        }
+        if let (Some(perm), false) = (changes.perm, self.is_root() || self.is_in(attr.gid)) {
+            if attr.kind != Kind::Directory {
+                changes.perm = Some(veduta_api::Perm::from_mode(perm.bits() & !0o2000));
+            }
+        }
+        if changes.uid.is_some_and(|uid| uid != attr.uid || !owns) && !self.is_root() {
+            return Err(Errno::EPERM);
+        }
+        if changes.gid.is_some_and(|gid| !owns || (gid != attr.gid && !self.is_in(gid))) && !self.is_root() {
+            return Err(Errno::EPERM);
+        }
+        if (changes.uid.is_some() || changes.gid.is_some()) && attr.kind == Kind::File {
+            changes.drop_set_id = true;
+        }
+        let explicit = |time| matches!(time, Some(SetTime::To(_)));
+        if (changes.atime.is_some() || changes.mtime.is_some()) && !owns {
+            if explicit(changes.atime)
+                || explicit(changes.mtime)
+                || changes.atime.is_none() != changes.mtime.is_none()
+            {
+                return Err(Errno::EPERM);
+            }
+            self.may(attr, WRITE)?;
+        }
+        Ok(())
+    }
+}

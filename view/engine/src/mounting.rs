@@ -1,0 +1,568 @@
+//! `mount(2)` and `umount2(2)` of a view.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::libc;
+use veduta_api::{
+    Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm, Request, Result, SourceKind,
+    Timestamp, World,
+};
+use veduta_trace::Notification;
+
+use crate::call::{Answer, Call, DONE, Outcome};
+use crate::calls::Level;
+use crate::mounts::{Mount, Service, Table, is_below, shown};
+use crate::node::{Node, guarded};
+use crate::serve::Source;
+use crate::view::{MountRequest, View};
+use crate::walk::{Found, Limits, Place, Start};
+use crate::world::{DiskTree, ViewWorld};
+
+/// Types that show a part of the view in another place.
+const BINDS: &[&str] = &["bind", "vufs", "viewfs", "umviewfs"];
+/// Modes of those that a driver serves.
+const UNION_MODES: &[&str] =
+    &["merge", "cow", "mincow", "lowerdir", "upperdir", "vstat", "nochcopy", "hide", "worm"];
+/// Words of mount(8) and fstab(5) that mean nothing here, or what the view does anyhow.
+const IGNORED: &[&str] = &[
+    "rw",
+    "defaults",
+    "nosuid",
+    "nodev",
+    "suid",
+    "dev",
+    "exec",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "diratime",
+    "nodiratime",
+    "strictatime",
+    "lazytime",
+    "async",
+    "sync",
+    "dirsync",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "silent",
+    "loud",
+    "loop",
+    "mand",
+    "nomand",
+    "iversion",
+    "bind",
+    "rbind",
+    "move",
+];
+
+/// Serves one of the mount family.
+pub(crate) fn serve(
+    view: &Arc<View>,
+    source: &Source,
+    notification: &Notification,
+    call: &Call<'_>,
+    name: &str,
+) -> Outcome {
+    if in_other_namespace(call) {
+        // A container within the view: its own mounts are the kernel's.
+        return Ok(Answer::GoOn);
+    }
+    match name {
+        "mount" => {
+            mount(call)?;
+            if view.level() == Level::Idle {
+                crate::grow::to_mounted(view, source, notification, &DONE)?;
+                return Ok(Answer::Given);
+            }
+            DONE
+        }
+        "umount2" => umount(call),
+        "pivot_root" => Ok(Answer::GoOn),
+        // mount(8) then uses mount(2), which says as much.
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn in_other_namespace(call: &Call<'_>) -> bool {
+    let namespace = |task: &str| std::fs::read_link(format!("/proc/{task}/ns/mnt")).ok();
+    let own = namespace("self");
+    own.is_some() && namespace(&call.task.0.to_string()).is_some_and(|other| Some(other) != own)
+}
+
+fn mount(call: &Call<'_>) -> Result<()> {
+    let [source, target, type_name, flags, data, _] = call.args;
+    let string = |address: u64| -> Result<Vec<u8>> {
+        if address == 0 { Ok(Vec::new()) } else { call.task.read_path(address) }
+    };
+    // An old magic number of flags that some programs still add.
+    let flags = if flags & 0xffff_0000 == 0xc0ed_0000 { flags & 0xffff } else { flags };
+    let target = string(target)?;
+    if flags & (libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE) != 0 {
+        // Nothing ever propagates out of a view.
+        return existing(call, &target).map(drop);
+    }
+    if flags & libc::MS_SHARED != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut options = String::from_utf8(string(data)?).map_err(|_| Errno::EINVAL)?;
+    for (bit, word) in [(libc::MS_RDONLY, "ro"), (libc::MS_NOEXEC, "noexec")] {
+        if flags & bit != 0 {
+            options = if options.is_empty() { word.into() } else { format!("{word},{options}") };
+        }
+    }
+    if flags & libc::MS_REMOUNT != 0 {
+        return remount(call, &target, flags);
+    }
+    let source = string(source)?;
+    if flags & libc::MS_MOVE != 0 {
+        return move_mount(call, &source, &target);
+    }
+    let type_name = String::from_utf8(string(type_name)?).map_err(|_| Errno::ENODEV)?;
+    let type_name = if flags & libc::MS_BIND != 0 { "bind".to_owned() } else { type_name };
+    let request = MountRequest {
+        type_name: type_name.clone(),
+        source: OsString::from_vec(source),
+        target: OsString::from_vec(target),
+        options,
+    };
+    make(call, &request).map_err(|error| {
+        let source = request.source.to_string_lossy();
+        // mount(2) has room for a number only; the sentence goes to the terminal of the view.
+        eprintln!("veduta: {type_name}: {source}: {error}");
+        error.errno
+    })
+}
+
+fn start(call: &Call<'_>) -> Result<Start> {
+    crate::walk::working_directory(&call.view.stand_ins, call.task)
+}
+
+fn find(call: &Call<'_>, path: &[u8]) -> Result<Found> {
+    let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { start(call)? };
+    call.walker(Limits::default()).walk(&start, path, true)
+}
+
+/// The mount whose root a path leads to. `EINVAL` if it leads elsewhere.
+fn existing(call: &Call<'_>, path: &[u8]) -> Result<Option<Arc<Mount>>> {
+    let found = find(call, path)?;
+    let path = found.existing()?.path();
+    Ok(call.table.at(&path).cloned())
+}
+
+/// Makes a mount.
+pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountError> {
+    let view = call.view;
+    let _changing = view.changing.lock();
+    let table = view.table();
+    let call =
+        &Call { table: Arc::clone(&table), identity: crate::identity::Identity::of(call.task), ..*call };
+    let mut options = Options::parse(&request.options)?;
+    let words = take_words(&mut options)?;
+    let target = target_path(call, request)?;
+    let is_bind =
+        BINDS.contains(&request.type_name.as_str()) && !options.keys().any(|key| UNION_MODES.contains(&key));
+    let made = if is_bind {
+        options.check(&[])?;
+        bind(call, request)?
+    } else {
+        from_module(call, request, options, words.read_only)?
+    };
+    let before = Arc::new(Table::new(table.mounts().to_vec()));
+    let mount = Arc::new(Mount {
+        id: view.new_mount_id(),
+        target,
+        type_name: made.type_name,
+        source: request.source.clone(),
+        options: words.shown,
+        facts: made.facts,
+        tree: made.tree,
+        root: made.root,
+        service: made.service,
+        except: words.except,
+        read_only: (words.read_only || made.read_only).into(),
+        no_exec: words.no_exec.into(),
+        permanent: words.permanent,
+        alias: made.alias,
+        of_host: made.of_host,
+        uses: made.uses,
+        before,
+    });
+    view.set_table(table.with(mount));
+    Ok(())
+}
+
+struct Words {
+    read_only: bool,
+    no_exec: bool,
+    permanent: bool,
+    except: Vec<Vec<u8>>,
+    shown: String,
+}
+
+/// Takes the view's own words out of a list.
+fn take_words(options: &mut Options) -> Result<Words, MountError> {
+    for word in IGNORED {
+        options.take_flag(word)?;
+    }
+    let vague: Vec<String> = options
+        .keys()
+        .filter(|key| key.starts_with("x-") || key.starts_with("X-"))
+        .map(str::to_owned)
+        .collect();
+    for key in vague {
+        options.take_values(&key).map(drop).or_else(|_| options.take_flag(&key).map(drop))?;
+    }
+    let except = options.take_values("except")?;
+    let canonical = |path: &String| {
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        parts.flat_map(|part| [b"/".as_slice(), part.as_bytes()].concat()).collect()
+    };
+    let shown: Vec<&str> = options.keys().filter(|key| *key != "ro" && *key != "noexec").collect();
+    let shown = shown.join(",");
+    Ok(Words {
+        read_only: options.take_flag("ro")?,
+        no_exec: options.take_flag("noexec")?,
+        permanent: options.take_flag("permanent")? | options.take_flag("perm")?,
+        except: except.iter().map(canonical).collect(),
+        shown,
+    })
+}
+
+/// Where the mount is to be. The name need not exist, but its directory must.
+fn target_path(call: &Call<'_>, request: &MountRequest) -> Result<Vec<u8>, MountError> {
+    let path = request.target.as_bytes();
+    let cannot = |errno: Errno| {
+        MountError::system(errno, format!("{}: {}", request.target.to_string_lossy(), errno.desc()))
+    };
+    if path.is_empty() {
+        return Err(cannot(Errno::ENOENT));
+    }
+    let found = find(call, path).map_err(cannot)?;
+    if let Some(place) = &found.place {
+        return Ok(place.path());
+    }
+    let parent = found.parent.as_ref().ok_or_else(|| cannot(Errno::ENOENT))?;
+    Ok([&parent.path(), b"/".as_slice(), &found.name].concat())
+}
+
+struct Made {
+    type_name: String,
+    tree: Arc<dyn Filesystem>,
+    facts: Facts,
+    root: Ino,
+    service: Service,
+    read_only: bool,
+    alias: Option<Vec<u8>>,
+    of_host: bool,
+    uses: Vec<Arc<Node>>,
+}
+
+fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
+    let cannot = |errno: Errno| MountError::system(errno, errno.desc());
+    let found = find(call, request.source.as_bytes()).map_err(cannot)?;
+    let place = found.existing().map_err(cannot)?;
+    let (tree, root, uses) = match place {
+        Place::Host(path) => {
+            let (tree, root) = crate::world::host_tree(path)?;
+            (tree, root, Vec::new())
+        }
+        Place::Tree(node, _) => (Arc::clone(&node.mount.tree), node.ino, vec![Arc::clone(node)]),
+    };
+    let service = match place {
+        Place::Tree(node, _) => match &node.mount.service {
+            Service::Disk(drive) => Service::Disk(Arc::clone(drive)),
+            Service::Tree => Service::Tree,
+        },
+        Place::Host(_) => Service::Tree,
+    };
+    let read_only = matches!(place, Place::Tree(node, _) if node.mount.is_read_only());
+    let type_name = if request.type_name == "bind" { "none" } else { &request.type_name };
+    Ok(Made {
+        type_name: type_name.to_owned(),
+        facts: tree.facts(),
+        tree,
+        root,
+        service,
+        read_only,
+        alias: Some(place.path()),
+        of_host: match place {
+            Place::Host(_) => true,
+            Place::Tree(node, _) => node.mount.of_host,
+        },
+        uses,
+    })
+}
+
+fn from_module(
+    call: &Call<'_>,
+    request: &MountRequest,
+    mut options: Options,
+    read_only: bool,
+) -> Result<Made, MountError> {
+    let catalogue = &call.view.catalogue;
+    let host = catalogue.world(&mut options)?;
+    let start = start(call).map_err(|errno| MountError::system(errno, errno.desc()))?;
+    let world = ViewWorld { call, start, host, uses: std::cell::RefCell::default() };
+    let module = match request.type_name.as_str() {
+        "" | "auto" => probe(call, &world, &request.source)?,
+        name => catalogue.find(name).ok_or_else(|| {
+            let names: Vec<&str> = catalogue.all().iter().map(|module| module.name()).collect();
+            let message =
+                format!("unknown type {name:?}; there are: {} (and `auto`, `bind`)", names.join(", "));
+            MountError { errno: Errno::ENODEV, ..MountError::usage(message) }
+        })?,
+    };
+    let device = DeviceWords::take(&mut options, module)?;
+    options.check(module.options())?;
+    let read_only = read_only || !module.writable();
+    let mut ask = Request { source: &request.source, options, read_only, world: &world };
+    let object = guarded(|| Ok(module.mount(&mut ask)))
+        .map_err(|errno| MountError::system(errno, "the driver failed"))??;
+    let uses = world.uses.into_inner();
+    let type_name = request.type_name.clone();
+    let type_name =
+        if matches!(type_name.as_str(), "" | "auto") { module.name().to_owned() } else { type_name };
+    let (tree, service): (Arc<dyn Filesystem>, Service) = match object {
+        Object::Tree(tree) => (tree, Service::Tree),
+        Object::Disk(drive) => (device.tree(call, &drive), Service::Disk(drive)),
+        Object::Link(_) | Object::Stack(_) => {
+            return Err(MountError::unsupported("networks cannot be mounted in a view yet"));
+        }
+    };
+    let facts = tree.facts();
+    let is_disk_read_only = matches!(&service, Service::Disk(drive) if drive.whole().is_read_only());
+    Ok(Made {
+        type_name,
+        facts,
+        tree,
+        root: Ino::ROOT,
+        read_only: match service {
+            Service::Disk(_) => is_disk_read_only,
+            Service::Tree => read_only,
+        },
+        service,
+        alias: None,
+        of_host: false,
+        uses,
+    })
+}
+
+/// The family's words for device nodes.
+struct DeviceWords {
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    major: Option<u32>,
+    minor: Option<u32>,
+}
+
+impl DeviceWords {
+    /// Takes those that the module does not want for itself.
+    fn take(options: &mut Options, module: &dyn Module) -> Result<Self, MountError> {
+        let is_own = |word: &str| module.options().iter().any(|spec| spec.name == word);
+        let mut number = |word: &str| -> Result<Option<u32>, MountError> {
+            if is_own(word) || module.source() == SourceKind::Tree {
+                return Ok(None);
+            }
+            Ok(options.take_parsed(word, "a number")?)
+        };
+        let (uid, gid, major, minor) = (number("uid")?, number("gid")?, number("major")?, number("minor")?);
+        let mode = if is_own("mode") { None } else { options.take_octal("mode", 0o777)? };
+        Ok(Self { mode, uid, gid, major, minor })
+    }
+
+    fn tree(&self, call: &Call<'_>, drive: &Arc<dyn veduta_api::Drive>) -> Arc<dyn Filesystem> {
+        // 259: block devices whose numbers are given out as they come.
+        const BLOCK_EXTENDED: u32 = 259;
+        let number = call.view.table().mounts().len() as u32;
+        Arc::new(DiskTree {
+            drive: Arc::clone(drive),
+            device: veduta_api::Device {
+                major: self.major.unwrap_or(BLOCK_EXTENDED),
+                minor: self.minor.unwrap_or(0x8000 + number * 256),
+            },
+            perm: Perm::from_mode(self.mode.unwrap_or(0o600)),
+            owner: (self.uid.unwrap_or(call.identity.uid), self.gid.unwrap_or(call.identity.gid)),
+            time: Timestamp::now(),
+        })
+    }
+}
+
+fn probe(call: &Call<'_>, world: &ViewWorld<'_>, source: &OsStr) -> Result<&'static dyn Module, MountError> {
+    let disk: Disk = world.disk(source, false)?;
+    let found = call.view.catalogue.probe(&disk)?;
+    found.ok_or_else(|| MountError::wrong_type("it is of no type that is known here; name one with -t"))
+}
+
+fn remount(call: &Call<'_>, target: &[u8], flags: u64) -> Result<()> {
+    let mount = existing(call, target)?.ok_or(Errno::EINVAL)?;
+    let read_only = flags & libc::MS_RDONLY != 0;
+    if !read_only && mount.is_read_only() {
+        let can_write = mount.alias.is_some() || matches!(mount.service, Service::Disk(_));
+        if !can_write {
+            // The driver opened its source for reading only.
+            return Err(Errno::EROFS);
+        }
+    }
+    if read_only && !mount.is_read_only() {
+        crate::data::sync_mount(call, mount.id)?;
+    }
+    mount.read_only.store(read_only, Ordering::Relaxed);
+    mount.no_exec.store(flags & libc::MS_NOEXEC != 0, Ordering::Relaxed);
+    Ok(())
+}
+
+fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
+    let _changing = call.view.changing.lock();
+    let mount = existing(call, source)?.ok_or(Errno::EINVAL)?;
+    let found = find(call, target)?;
+    let path = found.existing()?.path();
+    if is_below(&path, &mount.target) {
+        return Err(Errno::ELOOP);
+    }
+    let table = call.view.table();
+    if table.mounts().iter().any(|other| other.id != mount.id && is_below(&other.target, &mount.target)) {
+        // What is mounted below would have to be moved too.
+        return Err(Errno::EBUSY);
+    }
+    if is_busy(call.view, &mount) {
+        return Err(Errno::EBUSY);
+    }
+    call.view.stand_ins.drop_mount(mount.id)?;
+    let moved = Mount {
+        id: call.view.new_mount_id(),
+        target: path,
+        type_name: mount.type_name.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+        facts: mount.facts,
+        tree: Arc::clone(&mount.tree),
+        root: mount.root,
+        service: match &mount.service {
+            Service::Disk(drive) => Service::Disk(Arc::clone(drive)),
+            Service::Tree => Service::Tree,
+        },
+        except: mount.except.clone(),
+        read_only: mount.is_read_only().into(),
+        no_exec: mount.no_exec.load(Ordering::Relaxed).into(),
+        permanent: mount.permanent,
+        alias: mount.alias.clone(),
+        of_host: mount.of_host,
+        uses: mount.uses.clone(),
+        before: Arc::clone(&mount.before),
+    };
+    call.view.set_table(table.without(mount.id).with(Arc::new(moved)));
+    Ok(())
+}
+
+fn umount(call: &Call<'_>) -> Outcome {
+    const FORCE: i32 = 1;
+    const DETACH: i32 = 2;
+    const EXPIRE: i32 = 4;
+    const NO_FOLLOW: i32 = 8;
+    let flags = call.int(1);
+    if flags & !(FORCE | DETACH | EXPIRE | NO_FOLLOW) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let path = call.task.read_path(call.args[0])?;
+    let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { start(call)? };
+    let found = call.walker(Limits::default()).walk(&start, &path, flags & NO_FOLLOW == 0)?;
+    let place = found.existing()?.path();
+    let view = call.view;
+    let _changing = view.changing.lock();
+    let table = view.table();
+    let Some(mount) = table.at(&place).cloned() else {
+        return if found.direct { Ok(Answer::GoOn) } else { Err(Errno::EINVAL) };
+    };
+    if mount.permanent {
+        return Err(Errno::EBUSY);
+    }
+    let lazy = flags & (FORCE | DETACH) != 0;
+    if !lazy {
+        let has_below = table.mounts().iter().any(|other| {
+            other.id != mount.id && other.target != mount.target && is_below(&other.target, &mount.target)
+        });
+        if has_below || is_busy(view, &mount) {
+            return Err(Errno::EBUSY);
+        }
+    }
+    view.set_table(table.without(mount.id));
+    drop(table);
+    if lazy && is_busy(view, &mount) {
+        view.detached.lock().push(mount);
+        return DONE;
+    }
+    end(view, &mount)?;
+    DONE
+}
+
+/// Whether processes use something of a mount, or another mount stands on it.
+pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
+    let table = view.table();
+    let is_source =
+        |other: &Arc<Mount>| other.id != mount.id && other.uses.iter().any(|node| node.mount.id == mount.id);
+    if table.mounts().iter().any(is_source) {
+        return true;
+    }
+    view.stand_ins.collect(Some(mount.id), 0);
+    let stand_ins = view.stand_ins.of_mount(mount.id);
+    let mut keys: Vec<_> = stand_ins.iter().map(|stand_in| stand_in.key).collect();
+    keys.extend(view.backings.lock().iter().filter(|(_, id)| *id == mount.id).map(|(key, _)| *key));
+    if keys.is_empty() {
+        return false;
+    }
+    let uses = |path: std::path::PathBuf| {
+        std::fs::metadata(path).is_ok_and(|data| keys.contains(&(data.dev(), data.ino())))
+    };
+    crate::grow::processes().into_iter().any(|pid| {
+        let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
+        let open = std::fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
+        ["cwd", "root", "exe"].iter().any(|link| uses(proc.join(link)))
+            || open.into_iter().any(|fd| uses(fd.path()))
+            || maps_any(&proc, &keys)
+    })
+}
+
+fn maps_any(proc: &std::path::Path, keys: &[(u64, u64)]) -> bool {
+    let maps = std::fs::read(proc.join("maps")).unwrap_or_default();
+    String::from_utf8_lossy(&maps).lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(3);
+        let Some((major, minor)) = fields.next().and_then(|device| device.split_once(':')) else {
+            return false;
+        };
+        let number = |text| u32::from_str_radix(text, 16).unwrap_or(0);
+        let ino: u64 = fields.next().and_then(|ino| ino.parse().ok()).unwrap_or(0);
+        keys.contains(&(libc::makedev(number(major), number(minor)), ino))
+    })
+}
+
+/// The end of a mount that is in the table no more.
+pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
+    let written = view.stand_ins.drop_mount(mount.id);
+    view.backings.lock().retain(|(_, id)| *id != mount.id);
+    // A tree that is mounted elsewhere too goes on.
+    let goes_on = mount.alias.is_some()
+        || view.table().mounts().iter().any(|other| Arc::ptr_eq(&other.tree, &mount.tree));
+    if goes_on || mount.is_read_only() {
+        return written;
+    }
+    written.and(guarded(|| mount.tree.unmount()))
+}
+
+/// What messages call a mount.
+pub(crate) fn describe(mount: &Mount) -> String {
+    format!("{} on {}", mount.source.to_string_lossy(), String::from_utf8_lossy(shown(&mount.target)))
+}

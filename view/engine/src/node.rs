@@ -1,0 +1,156 @@
+//! A node of a mounted tree that somebody uses: a reference that is given back at the end, and the way from the mount point to
+//! it, which `..` and `getcwd(2)` need.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use veduta_api::{Attr, Entry, Errno, Filesystem, Ino, Result};
+
+use crate::mounts::Mount;
+
+/// A node with one reference to it.
+pub(crate) struct Node {
+    /// Where it is mounted.
+    pub mount: Arc<Mount>,
+    /// Which node it is.
+    pub ino: Ino,
+    /// The directory in which it was found, and the name there; `None` for the root of the mount.
+    way: RwLock<Option<(Arc<Node>, OsString)>>,
+    counted: bool,
+}
+
+impl Node {
+    /// The node that is seen at the mount point.
+    pub(crate) fn root(mount: &Arc<Mount>) -> Arc<Self> {
+        Arc::new(Self { mount: Arc::clone(mount), ino: mount.root, way: RwLock::new(None), counted: false })
+    }
+
+    /// Takes over the reference of an entry.
+    pub(crate) fn child(parent: &Arc<Node>, name: &OsStr, entry: &Entry) -> Arc<Self> {
+        Arc::new(Self {
+            mount: Arc::clone(&parent.mount),
+            ino: entry.ino,
+            way: RwLock::new(Some((Arc::clone(parent), name.to_owned()))),
+            counted: true,
+        })
+    }
+
+    /// The driver.
+    pub(crate) fn tree(&self) -> &dyn Filesystem {
+        &*self.mount.tree
+    }
+
+    /// The root of another mount, found under a name: mounts below what an alias shows.
+    pub(crate) fn crossed(parent: &Arc<Node>, name: &OsStr, mount: &Arc<Mount>) -> Arc<Self> {
+        let way = RwLock::new(Some((Arc::clone(parent), name.to_owned())));
+        Arc::new(Self { mount: Arc::clone(mount), ino: mount.root, way, counted: false })
+    }
+
+    /// For a node of an alias: the path of the view before that it shows.
+    pub(crate) fn shows(&self) -> Option<Vec<u8>> {
+        let alias = self.mount.alias.as_ref()?;
+        match &*self.way.read() {
+            Some((parent, name)) if parent.mount.id == self.mount.id => {
+                let mut path = parent.shows()?;
+                path.push(b'/');
+                path.extend_from_slice(name.as_bytes());
+                Some(path)
+            }
+            _ => Some(alias.clone()),
+        }
+    }
+
+    /// For a directory that is a mount point of the host whose filesystem is about processes or devices rather than files: its
+    /// path on the host, where it must be looked at.
+    pub(crate) fn pseudo(&self, attr: &Attr, above: &Attr) -> Option<Vec<u8>> {
+        if !self.mount.of_host || attr.kind != veduta_api::Kind::Directory || attr.st_dev == above.st_dev {
+            return None;
+        }
+        let path = self.shows()?;
+        let facts = nix::sys::statfs::statfs(OsStr::from_bytes(&path)).ok()?;
+        const PSEUDO: &[i64] = &[
+            0x9fa0,
+            0x6265_6572,
+            0x1cd1,
+            0x0027_e0eb,
+            0x6367_7270,
+            0x6462_6720,
+            0x7472_6163,
+            0x4249_4e4d,
+            0x1980_0202,
+        ];
+        PSEUDO.contains(&(facts.filesystem_type().0 as i64)).then_some(path)
+    }
+
+    /// A mount below what an alias shows, under a name in this directory.
+    pub(crate) fn inner_mount(self: &Arc<Self>, name: &[u8]) -> Option<Arc<Node>> {
+        if self.mount.before.is_empty() {
+            return None;
+        }
+        let mut path = self.shows()?;
+        path.push(b'/');
+        path.extend_from_slice(name);
+        let mount = self.mount.before.at(&path)?;
+        Some(Node::crossed(self, OsStr::from_bytes(name), mount))
+    }
+
+    /// The attributes, now.
+    pub(crate) fn attr(&self) -> Result<Attr> {
+        guarded(|| self.tree().getattr(self.ino))
+    }
+
+    /// The child of a name.
+    pub(crate) fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<(Arc<Node>, Attr)> {
+        if name.len() > self.mount.facts.name_max as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let name = OsStr::from_bytes(name);
+        let entry = guarded(|| self.tree().lookup(self.ino, name))?;
+        Ok((Node::child(self, name, &entry), entry.attr))
+    }
+
+    /// The directory above; `None` for the root of the mount.
+    pub(crate) fn parent(&self) -> Option<Arc<Node>> {
+        self.way.read().as_ref().map(|(parent, _)| Arc::clone(parent))
+    }
+
+    /// The canonical path in the view.
+    pub(crate) fn path(&self) -> Vec<u8> {
+        match &*self.way.read() {
+            None => self.mount.target.clone(),
+            Some((parent, name)) => {
+                let mut path = parent.path();
+                path.push(b'/');
+                path.extend_from_slice(name.as_bytes());
+                path
+            }
+        }
+    }
+
+    /// It was renamed.
+    pub(crate) fn moved(&self, parent: &Arc<Node>, name: &OsStr) {
+        *self.way.write() = Some((Arc::clone(parent), name.to_owned()));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.counted {
+            let _ = guarded(|| {
+                self.tree().forget(self.ino, 1);
+                Ok(())
+            });
+        }
+    }
+}
+
+/// Calls a driver. A panic of it is an I/O error of its own mount, and the view goes on.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        tracing::error!("a driver panicked; the call fails with an I/O error, and the view goes on");
+        Err(Errno::EIO)
+    })
+}

@@ -1,0 +1,378 @@
+//! `open(2)` and its relatives.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use veduta_api::{Attr, Device, File, Kind, NewNode, OpenFlags, Perm, Result, SetAttr};
+
+use crate::call::{Answer, Call, Outcome, Target};
+use crate::identity::{EXECUTE, READ, WRITE};
+use crate::mounts::Service;
+use crate::node::{Node, guarded};
+use crate::walk::{Found, Limits, Place};
+
+/// The call, with the arguments that its form has.
+pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
+    let args = call.args;
+    let cwd = libc::AT_FDCWD as u64;
+    let (dirfd, path, flags, mode, limits) = match name {
+        "open" => (cwd, args[0], args[1], args[2], Limits::default()),
+        "creat" => (
+            cwd,
+            args[0],
+            (libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC) as u64,
+            args[1],
+            Limits::default(),
+        ),
+        "openat" => (args[0], args[1], args[2], args[3], Limits::default()),
+        _ => {
+            let how = how(call)?;
+            (args[0], args[1], how.0, how.1, limits(how.2)?)
+        }
+    };
+    let flags = OFlag::from_bits_retain(flags as i32);
+    // O_TMPFILE holds the bit of O_DIRECTORY.
+    let is_temporary = flags.contains(OFlag::O_TMPFILE);
+    let exclusive = flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) && !is_temporary;
+    let follow = !flags.contains(OFlag::O_NOFOLLOW) && !exclusive;
+    let path = call.task.read_path(path)?;
+    let found = match call.find_path(dirfd, &path, follow, false, limits)? {
+        Target::PlainlyHost => return host(call, dirfd, &path, flags),
+        Target::Found(found) => found,
+    };
+    match &found.place {
+        Some(Place::Host(real)) => {
+            if let Some(answer) = crate::proc::open(call, real, flags)? {
+                return Ok(answer);
+            }
+            if let Some(answer) = crate::directory::with_mounts(call, real, flags)? {
+                return Ok(answer);
+            }
+            if found.direct { Ok(Answer::GoOn) } else { crate::host::again(call, &[real]) }
+        }
+        Some(Place::Tree(node, attr)) if is_temporary => temporary(call, node, attr, flags, mode as u32),
+        Some(Place::Tree(..)) if exclusive => Err(Errno::EEXIST),
+        Some(place @ Place::Tree(node, attr)) => {
+            if found.wants_dir && attr.kind != Kind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            if flags.contains(OFlag::O_CREAT) && attr.kind == Kind::Directory {
+                return Err(Errno::EISDIR);
+            }
+            existing(call, place, node, attr, flags)
+        }
+        None => missing(call, &found, flags, mode as u32),
+    }
+}
+
+/// `struct open_how`: flags, mode, resolve.
+fn how(call: &Call<'_>) -> Result<(u64, u64, u64)> {
+    let size = call.args[3] as usize;
+    if size < 24 {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = vec![0; size.min(4096)];
+    call.task.read(call.args[2], &mut bytes)?;
+    if bytes[24..].iter().any(|byte| *byte != 0) {
+        return Err(Errno::E2BIG);
+    }
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_ne_bytes(word)
+    };
+    Ok((word(0), word(8), word(16)))
+}
+
+fn limits(resolve: u64) -> Result<Limits> {
+    const NO_XDEV: u64 = 1;
+    const NO_MAGICLINKS: u64 = 2;
+    const NO_SYMLINKS: u64 = 4;
+    const BENEATH: u64 = 8;
+    const IN_ROOT: u64 = 16;
+    const CACHED: u64 = 32;
+    if resolve & CACHED != 0 {
+        // Nothing here is known without waiting.
+        return Err(Errno::EAGAIN);
+    }
+    if resolve & !(NO_XDEV | NO_MAGICLINKS | NO_SYMLINKS | BENEATH | IN_ROOT) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let has = |bit| resolve & bit != 0;
+    Ok(Limits {
+        no_symlinks: has(NO_SYMLINKS),
+        beneath: has(BENEATH),
+        in_root: has(IN_ROOT),
+        no_xdev: has(NO_XDEV),
+        no_magic: has(NO_MAGICLINKS) || has(NO_SYMLINKS),
+    })
+}
+
+/// A path that is plainly the host's; only a directory in which mounts are to be listed concerns the view.
+fn host(call: &Call<'_>, dirfd: u64, path: &[u8], flags: OFlag) -> Outcome {
+    if flags.intersects(OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_RDWR | OFlag::O_PATH)
+        || call.table.is_empty()
+    {
+        return Ok(Answer::GoOn);
+    }
+    let mut full = Vec::new();
+    if !path.starts_with(b"/") {
+        match call.start(dirfd)? {
+            crate::walk::Start::Host(base) => full = base,
+            _ => return Ok(Answer::GoOn),
+        }
+    }
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => full.truncate(crate::mounts::split(&full).0.len()),
+            name => {
+                full.push(b'/');
+                full.extend_from_slice(name);
+            }
+        }
+    }
+    Ok(crate::directory::with_mounts(call, &full, flags)?.unwrap_or(Answer::GoOn))
+}
+
+/// What a driver needs to know of the flags.
+fn driver_flags(flags: OFlag) -> OpenFlags {
+    let access = flags.bits() & libc::O_ACCMODE;
+    OpenFlags {
+        read: access != libc::O_WRONLY,
+        write: access != libc::O_RDONLY,
+        direct: flags.contains(OFlag::O_DIRECT),
+        sync: flags.contains(OFlag::O_DSYNC),
+    }
+}
+
+/// Opens a node that is there.
+pub(crate) fn existing(
+    call: &Call<'_>,
+    place: &Place,
+    node: &Arc<Node>,
+    attr: &Attr,
+    flags: OFlag,
+) -> Outcome {
+    if flags.contains(OFlag::O_DIRECTORY) && attr.kind != Kind::Directory {
+        return Err(Errno::ENOTDIR);
+    }
+    let only_path = flags.contains(OFlag::O_PATH);
+    if attr.kind == Kind::Symlink && !only_path {
+        return Err(Errno::ELOOP);
+    }
+    let wanted = driver_flags(flags);
+    let truncates = flags.contains(OFlag::O_TRUNC) && !only_path;
+    let writes = (wanted.write || truncates) && !only_path;
+    if writes && attr.kind == Kind::Directory {
+        return Err(Errno::EISDIR);
+    }
+    if !only_path {
+        let need = if wanted.read { READ } else { 0 } | if writes { WRITE } else { 0 };
+        call.may(place, need)?;
+        let is_own = attr.uid == call.identity.uid || call.identity.is_root();
+        if flags.contains(OFlag::O_NOATIME) && !is_own {
+            return Err(Errno::EPERM);
+        }
+        if matches!(attr.kind, Kind::File | Kind::Directory) && writes {
+            call.writable(place)?;
+            Call::unguarded(attr, flags.contains(OFlag::O_APPEND) && !truncates)?;
+        }
+        if node.mount.of_host && !matches!(attr.kind, Kind::File | Kind::Directory) {
+            let path = node.shows().ok_or(Errno::ENXIO)?;
+            return crate::host::again(call, &[&path]);
+        }
+        match attr.kind {
+            Kind::Socket => return Err(Errno::ENXIO),
+            Kind::CharDevice => return Err(Errno::EACCES),
+            Kind::BlockDevice if !matches!(node.mount.service, Service::Disk(_)) => {
+                return Err(Errno::EACCES);
+            }
+            Kind::BlockDevice if writes => call.writable(place)?,
+            Kind::Fifo => return crate::sockets::open_fifo(call, node, flags),
+            _ => {}
+        }
+    }
+    let mut size = attr.size;
+    if truncates && attr.kind == Kind::File && attr.size > 0 {
+        let changes = SetAttr { size: Some(0), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
+        guarded(|| node.tree().setattr(node.ino, &changes))?;
+        size = 0;
+    }
+    if attr.kind == Kind::File && !only_path {
+        if let Some(fd) = backing(call, node, wanted, flags)? {
+            return Ok(answer(fd, flags));
+        }
+    }
+    stand_in(call, node, attr, size, flags, None)
+}
+
+/// A descriptor of the host that a file has.
+fn backing(call: &Call<'_>, node: &Arc<Node>, wanted: OpenFlags, flags: OFlag) -> Result<Option<OwnedFd>> {
+    if !node.mount.facts.backing || call.view.only_emulated {
+        return Ok(None);
+    }
+    let file = guarded(|| node.tree().open(node.ino, wanted))?;
+    share_backing(call, node, &*file, flags)
+}
+
+fn share_backing(
+    call: &Call<'_>,
+    node: &Arc<Node>,
+    file: &dyn File,
+    flags: OFlag,
+) -> Result<Option<OwnedFd>> {
+    if !node.mount.facts.backing || call.view.only_emulated {
+        return Ok(None);
+    }
+    let Some(fd) = guarded(|| Ok(file.backing().map(|fd| fd.try_clone_to_owned())))? else { return Ok(None) };
+    let fd = fd.map_err(crate::standin::errno)?;
+    let kept = flags & (OFlag::O_APPEND | OFlag::O_NONBLOCK);
+    if !kept.is_empty() {
+        let now = crate::call::status_flags(&fd)?;
+        fcntl(&fd, FcntlArg::F_SETFL(now | kept))?;
+    }
+    if let Ok(data) = nix::sys::stat::fstat(fd.as_fd()) {
+        const MOST: usize = 1 << 16;
+        let entry = ((data.st_dev, data.st_ino), node.mount.id);
+        let mut backings = call.view.backings.lock();
+        if backings.len() < MOST && !backings.contains(&entry) {
+            backings.push(entry);
+        }
+    }
+    Ok(Some(fd))
+}
+
+/// Opens a node by its stand-in. `file`: the driver has opened it already.
+fn stand_in(
+    call: &Call<'_>,
+    node: &Arc<Node>,
+    attr: &Attr,
+    size: u64,
+    flags: OFlag,
+    file: Option<Arc<dyn File>>,
+) -> Outcome {
+    let stand_in = call.view.stand_ins.of_node(node, attr.kind, size)?;
+    if let Some(file) = file {
+        stand_in.set_writer(file);
+    } else if matches!(attr.kind, Kind::File | Kind::BlockDevice) && !flags.contains(OFlag::O_PATH) {
+        // Errors of the driver belong to this call.
+        stand_in.file(driver_flags(flags).write)?;
+    }
+    if attr.perm.bits() & 0o6000 != 0 && !call.identity.is_root() {
+        stand_in.set_id.store(true, Ordering::Relaxed);
+    }
+    Ok(answer(stand_in.open(flags)?, flags))
+}
+
+fn answer(fd: OwnedFd, flags: OFlag) -> Answer {
+    Answer::Fd { fd, close_on_exec: flags.contains(OFlag::O_CLOEXEC) }
+}
+
+/// Opens a name that is not there.
+fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
+    let parent = found.parent.as_ref().ok_or(Errno::ENOENT)?;
+    match parent {
+        Place::Host(_) if found.direct => Ok(Answer::GoOn),
+        Place::Host(path) => {
+            let path = [path, b"/".as_slice(), &found.name].concat();
+            crate::host::again(call, &[&path])
+        }
+        Place::Tree(directory, above) => {
+            if !flags.contains(OFlag::O_CREAT) {
+                return Err(Errno::ENOENT);
+            }
+            if found.wants_dir {
+                return Err(Errno::EISDIR);
+            }
+            call.writable(parent)?;
+            call.may(parent, WRITE | EXECUTE)?;
+            Call::unguarded(above, true)?;
+            let new = new_node(call, above, Kind::File, mode, Device::default())?;
+            let name = OsStr::from_bytes(&found.name);
+            let wanted = OpenFlags { read: true, write: true, ..driver_flags(flags) };
+            let (entry, file) = match guarded(|| directory.tree().create(directory.ino, name, &new, wanted)) {
+                // Somebody was faster.
+                Err(Errno::EEXIST) if !flags.contains(OFlag::O_EXCL) => {
+                    let (node, attr) = directory.lookup(&found.name)?;
+                    let place = Place::Tree(Arc::clone(&node), attr);
+                    return existing(call, &place, &node, &attr, flags);
+                }
+                done => done?,
+            };
+            let node = Node::child(directory, name, &entry);
+            made(call, &node, &entry.attr, file, flags)
+        }
+    }
+}
+
+/// The answer for a file that was just made; its permissions do not bind its maker.
+fn made(call: &Call<'_>, node: &Arc<Node>, attr: &Attr, file: Arc<dyn File>, flags: OFlag) -> Outcome {
+    if node.mount.facts.backing && !call.view.only_emulated {
+        // The driver's own descriptor can do both; the caller asked for what the flags say.
+        let access = flags.bits() & libc::O_ACCMODE;
+        let opened = if access == libc::O_RDWR {
+            file
+        } else {
+            match guarded(|| node.tree().open(node.ino, driver_flags(flags))) {
+                Ok(opened) => opened,
+                Err(Errno::EACCES) => file,
+                Err(errno) => return Err(errno),
+            }
+        };
+        if let Some(fd) = share_backing(call, node, &*opened, flags)? {
+            return Ok(answer(fd, flags));
+        }
+        return stand_in(call, node, attr, attr.size, flags, Some(opened));
+    }
+    stand_in(call, node, attr, attr.size, flags, Some(file))
+}
+
+/// `O_TMPFILE`
+fn temporary(call: &Call<'_>, node: &Arc<Node>, above: &Attr, flags: OFlag, mode: u32) -> Outcome {
+    if above.kind != Kind::Directory {
+        return Err(Errno::ENOTDIR);
+    }
+    let place = Place::Tree(Arc::clone(node), *above);
+    call.writable(&place)?;
+    call.may(&place, WRITE | EXECUTE)?;
+    if flags.bits() & libc::O_ACCMODE == libc::O_RDONLY {
+        return Err(Errno::EINVAL);
+    }
+    let new = new_node(call, above, Kind::File, mode, Device::default())?;
+    let wanted = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+    let (entry, file) = guarded(|| node.tree().tmpfile(node.ino, &new, wanted))?;
+    let child = Node::child(node, OsStr::new(&format!("#{}", entry.attr.st_ino)), &entry);
+    made(call, &child, &entry.attr, file, flags)
+}
+
+/// A new node as its creator wants it, with the group of a set-group-id directory.
+pub(crate) fn new_node(
+    call: &Call<'_>,
+    above: &Attr,
+    kind: Kind,
+    mode: u32,
+    rdev: Device,
+) -> Result<NewNode> {
+    let mut new = NewNode {
+        kind,
+        perm: Perm::from_mode(mode),
+        umask: call.task.umask()?,
+        uid: call.identity.uid,
+        gid: call.identity.gid,
+        rdev,
+    };
+    if above.perm.bits() & 0o2000 != 0 {
+        new.gid = above.gid;
+        if kind == Kind::Directory {
+            new.perm = Perm::from_mode(mode | 0o2000);
+        }
+    }
+    Ok(new)
+}

@@ -1,0 +1,178 @@
+//! What `/proc` says of a view, and who its processes are told they are.
+//!
+//! `mounts` and `mountinfo` are the host's with the view's mounts behind; `exe`, `cwd` and `fd/N` lead to view paths; `maps` names
+//! view paths in place of memory files.
+
+use std::ffi::OsStr;
+use std::fs::File as HostFile;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::OFlag;
+use nix::libc;
+use veduta_api::Result;
+use veduta_trace::raw;
+
+use crate::call::{Answer, Call, Outcome};
+use crate::mounts::{Mount, is_below, shown};
+use crate::standin::errno;
+
+/// What `mountinfo` and `statx(2)` call a mount: beyond the kernel's own numbers.
+pub(crate) fn mount_id(mount: &Mount) -> u32 {
+    1_000_000 + mount.id
+}
+
+/// The text of a link of `/proc` that leads to an object of the view; `None` if it leads to one of the host.
+pub(crate) fn magic_text(call: &Call<'_>, link: &[u8]) -> Option<Vec<u8>> {
+    let data = std::fs::metadata(OsStr::from_bytes(link)).ok()?;
+    let key = (data.dev(), data.ino());
+    if let Some(stand_in) = call.view.stand_ins.find(key) {
+        return Some(shown(&stand_in.node.path()).to_vec());
+    }
+    if link.ends_with(b"/exe") {
+        let programs = call.view.programs.lock();
+        return programs.iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone());
+    }
+    None
+}
+
+/// The answer for a file of `/proc` whose content is the view's; `None` for all others.
+pub(crate) fn open(call: &Call<'_>, path: &[u8], flags: OFlag) -> Result<Option<Answer>> {
+    let Some(rest) = path.strip_prefix(b"/proc/") else { return Ok(None) };
+    if flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR | OFlag::O_PATH) {
+        return Ok(None);
+    }
+    let file = rest.iter().position(|byte| *byte == b'/').map_or(rest, |slash| &rest[slash + 1..]);
+    let text = match file {
+        b"mounts" => mounts(call, path)?,
+        b"mountinfo" => mountinfo(call, path)?,
+        b"maps" => maps(call, path)?,
+        _ => return Ok(None),
+    };
+    let memory = HostFile::from(raw::memory_file(c"proc")?);
+    (&memory).write_all(&text).map_err(errno)?;
+    let read_only = HostFile::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).map_err(errno)?;
+    Ok(Some(Answer::Fd { fd: OwnedFd::from(read_only), close_on_exec: flags.contains(OFlag::O_CLOEXEC) }))
+}
+
+fn host_text(path: &[u8]) -> Result<Vec<u8>> {
+    std::fs::read(OsStr::from_bytes(path)).map_err(errno)
+}
+
+fn mounts(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
+    let mut text = host_text(path)?;
+    for mount in call.table.mounts() {
+        let line = [
+            escaped(mount.source.as_bytes()),
+            escaped(shown(&mount.target)),
+            mount.type_name.clone().into_bytes(),
+            escaped(mount.option_text().as_bytes()),
+            b"0 0\n".to_vec(),
+        ];
+        text.extend(line.join(&b' '));
+    }
+    Ok(text)
+}
+
+fn mountinfo(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
+    let mut text = host_text(path)?;
+    // Number and mount point of every line so far: the parent of a mount is the last among the longest.
+    let mut known: Vec<(Vec<u8>, Vec<u8>)> = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+            let target = fields.get(4)?;
+            let target = if *target == b"/" { b"".as_slice() } else { target };
+            Some((fields[0].to_vec(), target.to_vec()))
+        })
+        .collect();
+    for mount in call.table.mounts() {
+        let above = known.iter().filter(|(_, target)| is_below(&mount.target, target));
+        let parent = above.max_by_key(|(_, target)| target.len()).map_or(b"1".to_vec(), |(id, _)| id.clone());
+        let device = mount.device();
+        let line = format!(
+            "{} {} {}:{} / {} {} - {} {} {}\n",
+            mount_id(mount),
+            String::from_utf8_lossy(&parent),
+            libc::major(device),
+            libc::minor(device),
+            String::from_utf8_lossy(&escaped(shown(&mount.target))),
+            mount.option_text(),
+            mount.type_name,
+            String::from_utf8_lossy(&escaped(mount.source.as_bytes())),
+            if mount.is_read_only() { "ro" } else { "rw" },
+        );
+        known.push((mount_id(mount).to_string().into_bytes(), mount.target.clone()));
+        text.extend(line.into_bytes());
+    }
+    Ok(text)
+}
+
+/// As the kernel writes names in these files: blanks and backslashes in octal.
+fn escaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for byte in text {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => out.extend(format!("\\{byte:03o}").into_bytes()),
+            _ => out.push(*byte),
+        }
+    }
+    if out.is_empty() { b"none".to_vec() } else { out }
+}
+
+/// `maps`, with view paths for what stands for virtual files.
+fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
+    let text = host_text(path)?;
+    let mut out = Vec::with_capacity(text.len());
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        match renamed(call, line) {
+            Some(path) => {
+                let name = line.windows(7).position(|part| part == b"/memfd:").unwrap_or(line.len());
+                out.extend_from_slice(&line[..name]);
+                out.extend(path);
+                out.push(b'\n');
+            }
+            None => out.extend_from_slice(line),
+        }
+    }
+    Ok(out)
+}
+
+/// The view path of a line of `maps` that names a memory file of ours.
+fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:"))?;
+    let mut fields = text.split_ascii_whitespace();
+    let (major, minor) = fields.nth(3)?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let key = (libc::makedev(number(major)?, number(minor)?), fields.next()?.parse().ok()?);
+    if let Some(stand_in) = call.view.stand_ins.find(key) {
+        return Some(stand_in.node.path());
+    }
+    call.view.programs.lock().iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone())
+}
+
+/// Programs that ask who runs them before they make a mount, which in a view everybody may.
+const MOUNTERS: &[&[u8]] = &[b"mount", b"umount", b"losetup", b"busybox"];
+
+/// `getuid` and its relatives.
+pub(crate) fn identity(call: &Call<'_>, name: &str) -> Outcome {
+    if !call.view.all_root && !is_mounter(call) {
+        return Ok(Answer::GoOn);
+    }
+    if name.starts_with("getres") {
+        for address in &call.args[..3] {
+            call.task.write(*address, &0_u32.to_ne_bytes())?;
+        }
+    }
+    Ok(Answer::Value(0))
+}
+
+fn is_mounter(call: &Call<'_>) -> bool {
+    let link = format!("/proc/{}/exe", call.task.0);
+    let Ok(path) = std::fs::read_link(&link) else { return false };
+    let path = magic_text(call, link.as_bytes()).unwrap_or_else(|| path.as_os_str().as_bytes().to_vec());
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    MOUNTERS.contains(&name)
+}

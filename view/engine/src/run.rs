@@ -1,0 +1,289 @@
+//! The life of a view.
+//!
+//! Two processes stand behind one: the one that was started waits and keeps job control, and its child is the engine, the
+//! parent of the command. So whichever is killed, the other is left to end what remains: the engine flushes the mounts, or the
+//! waiting process ends the command and its descendants.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use veduta_api::MountError;
+use veduta_trace::spawn::{self, Command};
+use veduta_trace::{Task, raw};
+
+use crate::call::Call;
+use crate::calls::{self, Level};
+use crate::identity::Identity;
+use crate::serve::Source;
+use crate::view::{Catalogue, MountRequest, View};
+
+/// How a view is started.
+pub struct Settings {
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+    /// Mounts that are there from the start.
+    pub mounts: Vec<MountRequest>,
+    /// Scripts that run in the view before the command, one after the other.
+    pub scripts: Vec<PathBuf>,
+    /// The view's name.
+    pub name: String,
+    /// What is reported of calls.
+    pub trace: Option<String>,
+    /// Everybody is told that they are root.
+    pub all_root: bool,
+}
+
+/// Runs a command in a view, and ends as it ends: its exit status, or 128 and the signal.
+pub fn run(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<ExitCode, MountError> {
+    let system =
+        |errno: Errno| MountError::system(errno, format!("the view cannot be started: {}", errno.desc()));
+    raw::adopt_orphans().map_err(system)?;
+    match spawn::fork_server().map_err(system)? {
+        Some(engine) => Ok(wait_for_engine(engine)),
+        None => {
+            let code = engine(settings, catalogue).unwrap_or_else(|error| {
+                eprintln!("veduta: {error}");
+                125
+            });
+            std::process::exit(code);
+        }
+    }
+}
+
+/// The first process: it stops and goes on with the command, passes signals on, and cleans up if the engine dies.
+fn wait_for_engine(engine: Pid) -> ExitCode {
+    let mut signals = SigSet::empty();
+    for signal in
+        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1]
+    {
+        signals.add(signal);
+    }
+    if signals.thread_block().is_err() {
+        tracing::warn!("signals cannot be passed on");
+    }
+    loop {
+        loop {
+            match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == engine => return ExitCode::from(code as u8),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == engine => {
+                    eprintln!("veduta: the engine was ended by {signal}; its processes are ended too");
+                    end_descendants();
+                    return ExitCode::from(128_u8.saturating_add(signal as u8));
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        match signals.wait() {
+            // The engine says that the command has stopped: so do we, for the shell that waits for us.
+            Ok(Signal::SIGUSR1) => {
+                let _ = kill(Pid::this(), Signal::SIGSTOP);
+            }
+            Ok(Signal::SIGTERM | Signal::SIGHUP) => {
+                let _ = kill(engine, Signal::SIGTERM);
+            }
+            // Those of the terminal reach the command by themselves.
+            _ => {}
+        }
+    }
+}
+
+/// Ends all processes below us, and waits for them.
+fn end_descendants() {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        if children.trim().is_empty() {
+            return;
+        }
+        for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Where directories can be made for a moment.
+fn home() -> Result<PathBuf, MountError> {
+    let candidates = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/dev/shm".into())]
+        .into_iter()
+        .flatten()
+        .chain([std::env::temp_dir(), "/var/tmp".into(), ".".into()]);
+    for candidate in candidates {
+        let Ok(candidate) = candidate.canonicalize() else { continue };
+        let probe = candidate.join(format!(".veduta-{}", std::process::id()));
+        if std::fs::create_dir(&probe).is_ok() {
+            let _ = std::fs::remove_dir(&probe);
+            return Ok(candidate);
+        }
+    }
+    Err(MountError::system(Errno::EROFS, "no directory can be made anywhere, as /dev/shm or in TMPDIR"))
+}
+
+fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, MountError> {
+    let system =
+        |errno: Errno| MountError::system(errno, format!("the view cannot be started: {}", errno.desc()));
+    raw::die_with_parent(Signal::SIGTERM).map_err(system)?;
+    raw::adopt_orphans().map_err(system)?;
+    raw::only_interrupt_on(Signal::SIGUSR2).map_err(system)?;
+    let mut signals = SigSet::empty();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+    ] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(system)?;
+    let mut view = View::new(catalogue, settings.name, home()?);
+    view.all_root = settings.all_root;
+    view.trace = parking_lot::Mutex::new(settings.trace.clone());
+    view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);
+    if !settings.mounts.is_empty() {
+        view.set_level(Level::Mounted);
+    }
+    let view = Arc::new(view);
+    let result = serve_all(&view, &settings.mounts, &settings.scripts, &settings.command, &signals);
+    view.stand_ins.collect(None, 0);
+    for failure in view.unmount_all() {
+        eprintln!("veduta: {failure}");
+    }
+    result
+}
+
+fn serve_all(
+    view: &Arc<View>,
+    mounts: &[MountRequest],
+    scripts: &[PathBuf],
+    command: &[OsString],
+    signals: &SigSet,
+) -> Result<i32, MountError> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let prepare = |words: &[OsString]| {
+        Command::new(words.iter().map(OsString::as_os_str), &path)
+            .map_err(|errno| MountError::usage(format!("the command: {}", errno.desc())))
+    };
+    let mut commands = Vec::new();
+    for script in scripts {
+        commands.push(prepare(&[script.as_os_str().to_owned()])?);
+    }
+    commands.push(prepare(command)?);
+    for mount in mounts {
+        let call = Call {
+            view,
+            table: view.table(),
+            task: Task(Pid::this()),
+            number: 0,
+            args: [0; 6],
+            identity: Identity::of(Task(Pid::this())),
+        };
+        crate::mounting::make(&call, mount).map_err(|error| MountError {
+            message: format!("{}: {}: {}", mount.type_name, mount.source.to_string_lossy(), error.message),
+            ..error
+        })?;
+    }
+    let mut status = 0;
+    for command in &commands {
+        let program = calls::filter(view.level(), view.is_root && !view.all_root);
+        let (child, listener) = spawn::spawn(command, &program).map_err(|errno| {
+            MountError::system(errno, format!("the command cannot be started: {}", errno.desc()))
+        })?;
+        Source::start(view, listener);
+        crate::serve::watch_long_calls();
+        status = wait_for(view, child, signals);
+    }
+    Ok(status)
+}
+
+/// Waits for the command, reaps orphans, and tidies up from time to time. When the command has ended, what it left behind
+/// goes on until it ends too.
+fn wait_for(view: &Arc<View>, child: Pid, signals: &SigSet) -> i32 {
+    let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
+    let mut status = None;
+    let mut last_tidy = Instant::now();
+    loop {
+        let mut has_children = true;
+        {
+            // Nobody may be stopping a task, or its stops would be taken for the command's.
+            let _stopping = view.stopping.write();
+            loop {
+                let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::__WALL;
+                match waitpid(Pid::from_raw(-1), Some(flags)) {
+                    Ok(WaitStatus::Exited(pid, code)) if pid == child => status = Some(code),
+                    Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
+                        status = Some(128 + signal as i32);
+                    }
+                    Ok(WaitStatus::Stopped(pid, signal)) if pid == child && signal != Signal::SIGSTOP => {
+                        let _ = kill(nix::unistd::getppid(), Signal::SIGUSR1);
+                    }
+                    Ok(WaitStatus::StillAlive) => break,
+                    Ok(_) => {}
+                    Err(_) => {
+                        has_children = false;
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(status) = status {
+            if !has_children || crate::grow::processes().is_empty() {
+                return status;
+            }
+        }
+        if last_tidy.elapsed() >= View::TIDY {
+            view.tidy();
+            last_tidy = Instant::now();
+        }
+        if let Ok(Some(Signal::SIGTERM | Signal::SIGHUP)) = raw::wait_for_signal(signals, &tick) {
+            end_view(view);
+            return status.unwrap_or(128 + Signal::SIGTERM as i32);
+        }
+    }
+}
+
+/// Ends all processes of the view: asked first, then made to.
+fn end_view(view: &Arc<View>) {
+    let asked = Instant::now();
+    loop {
+        let processes = crate::grow::processes();
+        if processes.is_empty() {
+            return;
+        }
+        let signal = if asked.elapsed() < Duration::from_secs(2) { Signal::SIGTERM } else { Signal::SIGKILL };
+        for pid in processes {
+            let _ = kill(pid, signal);
+            if signal == Signal::SIGTERM {
+                let _ = kill(pid, Signal::SIGCONT);
+            }
+        }
+        let _stopping = view.stopping.write();
+        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        drop(_stopping);
+        std::thread::sleep(Duration::from_millis(20));
+        if asked.elapsed() > Duration::from_secs(20) {
+            return;
+        }
+    }
+}

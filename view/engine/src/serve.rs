@@ -1,0 +1,342 @@
+//! The threads that serve calls.
+//!
+//! Each listener has threads that wait on it. The kernel wakes one on the processor of the task that calls, which makes a
+//! call cheap; a thread that finds that nobody is left to wait starts another before it goes to work. So a slow driver holds up
+//! only those who ask it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+use parking_lot::{Mutex, RwLock};
+use veduta_api::{Interrupt, Result};
+use veduta_trace::stop::{Attached, RESTART};
+use veduta_trace::{Listener, Notification, Task, raw};
+
+use crate::call::{Answer, Call, Outcome};
+use crate::calls::{self, Family, Level};
+use crate::identity::Identity;
+use crate::node::guarded;
+use crate::view::View;
+
+/// Threads that serve one listener at most; more calls than that, all waiting for something, wait in the kernel.
+const MOST_THREADS: usize = 128;
+
+/// A listener and its threads.
+pub(crate) struct Source {
+    /// The listener; `None` once it is retired. Nobody holds it longer than a call of the kernel lasts.
+    listener: RwLock<Option<Arc<Listener>>>,
+    waiting: AtomicUsize,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    retired: AtomicBool,
+}
+
+impl Source {
+    /// Starts to serve a listener.
+    pub(crate) fn start(view: &Arc<View>, listener: Listener) {
+        let source = Arc::new(Self {
+            listener: RwLock::new(Some(Arc::new(listener))),
+            waiting: AtomicUsize::new(0),
+            threads: Mutex::default(),
+            retired: AtomicBool::new(false),
+        });
+        view.sources.lock().push(Arc::clone(&source));
+        source.add_thread(view);
+    }
+
+    /// Does something with the listener; `ENODEV` once there is none.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&Listener) -> Result<T>) -> Result<T> {
+        let listener = self.listener.read().clone().ok_or(Errno::ENODEV)?;
+        work(&listener)
+    }
+
+    fn add_thread(self: &Arc<Self>, view: &Arc<View>) {
+        let mut threads = self.threads.lock();
+        if threads.len() >= MOST_THREADS {
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let (source, view) = (Arc::clone(self), Arc::clone(view));
+        let spawned = std::thread::Builder::new()
+            .name("serve".into())
+            .stack_size(512 << 10)
+            .spawn(move || source.serve(&view));
+        match spawned {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                tracing::error!("no thread can be started: {error}");
+            }
+        }
+    }
+
+    /// Ends the threads, so that the last holder of the listener closes it. Calls that wait then fail with `ENOSYS`.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        *self.listener.write() = None;
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let me = std::thread::current().id();
+        for thread in threads {
+            while thread.thread().id() != me && !thread.is_finished() && Instant::now() < deadline {
+                // It may be about to wait when the first signal comes.
+                let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), nix::sys::signal::SIGUSR2);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+    }
+
+    fn serve(self: Arc<Self>, view: &Arc<View>) {
+        // Threads have their own umask, working directory and file identity, for calls made in place of others.
+        if let Err(errno) = raw::unshare_fs() {
+            tracing::warn!("threads share their umask: {}", errno.desc());
+        }
+        while !self.retired.load(Ordering::Acquire) {
+            match self.with(Listener::receive) {
+                Ok(notification) => {
+                    if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        self.add_thread(view);
+                    }
+                    self.answer(view, &notification);
+                    self.waiting.fetch_add(1, Ordering::AcqRel);
+                }
+                Err(Errno::ENOENT) if self.is_deserted() => break,
+                Err(Errno::ENOENT | Errno::EINTR) => {}
+                Err(Errno::ENODEV) => break,
+                Err(errno) => {
+                    tracing::error!("calls can no longer be received: {}", errno.desc());
+                    break;
+                }
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        if !self.retired.load(Ordering::Acquire) {
+            view.sources.lock().retain(|source| !Arc::ptr_eq(source, &self));
+        }
+    }
+
+    /// Whether no task is left that could call.
+    fn is_deserted(&self) -> bool {
+        let hung_up = self.with(|listener| {
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO)?;
+            Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
+        });
+        hung_up.unwrap_or(true)
+    }
+
+    /// Serves one call.
+    fn answer(&self, view: &Arc<View>, notification: &Notification) {
+        let task = Task(notification.tid);
+        let call = Call {
+            view,
+            table: view.table(),
+            task,
+            number: notification.number,
+            args: notification.args,
+            identity: Identity::of(task),
+        };
+        let interrupt = Interrupt::new();
+        let _scope = interrupt.enter();
+        let outcome =
+            WATCH.with_call(task, &interrupt, || guarded(|| dispatch(view, self, notification, &call)));
+        if view.tracing.load(Ordering::Relaxed) {
+            report(view, &call, &outcome);
+        }
+        let id = notification.id;
+        let sent = match outcome {
+            Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
+            Ok(Answer::Value(value)) => self.with(|listener| listener.value(id, value)),
+            Ok(Answer::Fd { fd, close_on_exec }) => {
+                self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop)
+            }
+            Ok(Answer::Chdir(fd)) => self.chdir(view, notification, &fd),
+            Ok(Answer::Exec(plan)) => self.exec(view, notification, &plan),
+            Ok(Answer::Given) => Ok(()),
+            Err(errno) => self.fail(id, errno as i32),
+        };
+        match sent {
+            // The task died, which is its business.
+            Ok(()) | Err(Errno::ENOENT | Errno::ESRCH) => {}
+            Err(errno) => {
+                tracing::debug!(tid = task.0.as_raw(), "a call cannot be answered: {}", errno.desc());
+                let _ = self.fail(id, errno as i32);
+            }
+        }
+    }
+
+    fn fail(&self, id: u64, errno: i32) -> Result<()> {
+        self.with(|listener| listener.error(id, errno))
+    }
+
+    /// Moves a task into a directory that it was given for the purpose.
+    fn chdir(&self, view: &View, notification: &Notification, fd: &OwnedFd) -> Result<()> {
+        let number = self.with(|listener| listener.install(notification.id, fd.as_fd(), true))?;
+        let _stopping = view.stopping.read();
+        let attached = Attached::new(notification.tid)?;
+        self.fail(notification.id, RESTART)?;
+        let mut stopped = attached.wait()?;
+        let moved = if stopped.stands_at(notification.number) {
+            Some(stopped.call(libc::SYS_fchdir as u32, [number as u64, 0, 0, 0, 0, 0]))
+        } else {
+            // A signal came first, and the call will come again.
+            None
+        };
+        stopped.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
+        if let Some(moved) = moved {
+            stopped.set_result(moved.map_or_else(|errno| -(errno as i64), |_| 0));
+        }
+        Ok(())
+    }
+
+    fn exec(&self, view: &Arc<View>, notification: &Notification, plan: &crate::exec::Plan) -> Result<()> {
+        let mut numbers = Vec::new();
+        for fd in plan.descriptors() {
+            numbers.push(self.with(|listener| listener.install(notification.id, fd, true))?);
+        }
+        plan.settle(&numbers)?;
+        let _stopping = view.stopping.read();
+        let attached = Attached::new(notification.tid)?;
+        self.fail(notification.id, RESTART)?;
+        let mut stopped = attached.wait()?;
+        if stopped.stands_at(notification.number) {
+            view.passing.lock().push(notification.tid);
+            let result = plan.run(&mut stopped, notification, &numbers);
+            view.passing.lock().retain(|tid| *tid != notification.tid);
+            match result {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(Errno::ESRCH) => {}
+                Err(errno) => stopped.set_result(-(errno as i64)),
+            }
+        }
+        for number in numbers {
+            stopped.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
+        }
+        Ok(())
+    }
+}
+
+/// Who serves which call.
+fn dispatch(view: &Arc<View>, source: &Source, notification: &Notification, call: &Call<'_>) -> Outcome {
+    if call.number == calls::CONTROL {
+        return crate::control::serve(view, call);
+    }
+    let Some(row) = calls::by_number(call.number) else { return Err(Errno::ENOSYS) };
+    match row.family {
+        Family::Mount => crate::mounting::serve(view, source, notification, call, row.name),
+        Family::Exec => {
+            if view.level() == Level::Idle {
+                return crate::grow::before_exec(view, source, notification, call, row.name);
+            }
+            crate::exec::serve(call, row.name)
+        }
+        Family::Path => crate::files::serve(call, row.name),
+        Family::File => crate::data::serve(call, row.name),
+        Family::Identity => crate::proc::identity(call, row.name),
+        // prctl(PR_SET_DUMPABLE): a task that cannot be looked into cannot be served. Said to have been done, which is not
+        // the whole truth, but no other user can look into it either.
+        Family::Task => Ok(if call.args[1] == 1 { Answer::GoOn } else { Answer::Value(0) }),
+        Family::Passed | Family::Refused => Ok(Answer::GoOn),
+    }
+}
+
+fn report(view: &View, call: &Call<'_>, outcome: &Outcome) {
+    let Some(row) = calls::by_number(call.number) else { return };
+    let families = view.trace.lock().clone().unwrap_or_default();
+    let family = format!("{:?}", row.family).to_lowercase();
+    if !families.split(',').any(|wanted| wanted == "all" || wanted == family || wanted == row.name) {
+        return;
+    }
+    let path = crate::files::path_argument(row.name)
+        .and_then(|index| call.task.read_path(call.args[index]).ok())
+        .map(|path| format!(" {:?}", String::from_utf8_lossy(&path)))
+        .unwrap_or_default();
+    let decision = match outcome {
+        Ok(Answer::GoOn) => "host".to_string(),
+        Ok(Answer::Value(value)) => format!("= {value}"),
+        Ok(Answer::Fd { .. }) => "= descriptor".into(),
+        Ok(Answer::Chdir(_)) => "= into a virtual directory".into(),
+        Ok(Answer::Exec(_)) => "= a virtual program".into(),
+        Ok(Answer::Given) => "= done".into(),
+        Err(errno) => format!("= -1 {errno:?}"),
+    };
+    // One write, so that lines of several threads do not mix.
+    let line = format!("[{}] {}{path} {decision}\n", call.task.0, row.name);
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+}
+
+thread_local! {
+    /// Handles on tasks that called lately.
+    static HANDLES: RefCell<HashMap<Pid, OwnedFd>> = RefCell::default();
+}
+
+/// A copy of a task's descriptor.
+pub(crate) fn descriptor(task: Task, number: i32) -> Result<OwnedFd> {
+    HANDLES.with_borrow_mut(|handles| {
+        if let Some(handle) = handles.get(&task.0) {
+            match raw::pidfd_get(handle.as_fd(), number) {
+                // The number belongs to another task now.
+                Err(Errno::ESRCH) => {}
+                done => return done,
+            }
+        }
+        if handles.len() >= 64 {
+            handles.clear();
+        }
+        let handle = task.handle()?;
+        let fd = raw::pidfd_get(handle.as_fd(), number);
+        handles.insert(task.0, handle);
+        fd
+    })
+}
+
+/// Watches calls that take long: a signal for the task interrupts the driver.
+struct Watch(Mutex<Vec<(u64, Task, Interrupt, Instant)>>, AtomicBool, std::sync::atomic::AtomicU64);
+
+static WATCH: Watch =
+    Watch(Mutex::new(Vec::new()), AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
+
+impl Watch {
+    fn with_call<T>(&'static self, task: Task, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
+        let number = self.2.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().push((number, task, interrupt.clone(), Instant::now()));
+        let result = work();
+        self.0.lock().retain(|entry| entry.0 != number);
+        result
+    }
+}
+
+/// Looks after calls that take long. Runs until the process ends.
+pub(crate) fn watch_long_calls() {
+    if WATCH.1.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let watch = || {
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            let long: Vec<_> = WATCH
+                .0
+                .lock()
+                .iter()
+                .filter(|(_, _, _, since)| since.elapsed() > Duration::from_millis(50))
+                .map(|(_, task, interrupt, _)| (*task, interrupt.clone()))
+                .collect();
+            for (task, interrupt) in long {
+                if task.has_signal() {
+                    interrupt.raise();
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("watch".into()).stack_size(128 << 10).spawn(watch) {
+        tracing::error!("calls that take long cannot be interrupted: {error}");
+    }
+}

@@ -1,0 +1,477 @@
+//! Stand-ins: the real descriptors that processes hold for virtual nodes.
+//!
+//! A virtual file is, to the kernel, a memory file that belongs to its node; a virtual directory is a real directory that has
+//! been removed and is empty for ever. Which node a descriptor, a working directory or a mapping stands for is told by its
+//! device and inode number, so nothing about processes is kept here: `dup`, `fork`, `exec`, `SCM_RIGHTS` and threads are the
+//! kernel's affair. So are positions (those of the stand-in), access modes, `O_APPEND`, and the locks of `fcntl(2)` and
+//! `flock(2)`, since all who open a node get descriptors of one stand-in.
+//!
+//! Reads and writes go to the driver. Once a process maps a part of a file, that part is in the memory file, and from then on
+//! reads are served from there; stores of shared mappings are found by comparison and written to the driver.
+//!
+//! Lock order: a stand-in's `memory`, then the registry's maps.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File as HostFile;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::Mode;
+use parking_lot::{Mutex, RwLock};
+use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, SetAttr};
+use veduta_trace::raw::{self, Argument};
+
+use crate::node::{Node, guarded};
+use crate::ranges::Ranges;
+
+/// Bytes; mappings begin and end at multiples of this.
+const PAGE: u64 = 4096;
+/// Bytes; files are moved between driver and memory in pieces of this size.
+const CHUNK: u64 = 1 << 20;
+
+/// A real inode: device and number.
+pub(crate) type Key = (u64, u64);
+
+/// What processes hold for a node.
+pub(crate) struct StandIn {
+    /// The real inode.
+    pub key: Key,
+    /// The node.
+    pub node: Arc<Node>,
+    /// Its type.
+    pub kind: Kind,
+    fd: HostFile,
+    files: Mutex<Files>,
+    memory: Mutex<Memory>,
+    /// Somebody has a descriptor that the kernel does not count: `O_PATH`.
+    uncounted: AtomicBool,
+    /// For directories.
+    pub listing: Mutex<Listing>,
+    /// Whoever uses the position of a description of it.
+    pub turn: Mutex<()>,
+    /// Writers must not keep set-id bits.
+    pub set_id: AtomicBool,
+    /// When it was made, as the count of stand-ins before.
+    age: u64,
+}
+
+#[derive(Default)]
+struct Files {
+    reader: Option<Arc<dyn File>>,
+    writer: Option<Arc<dyn File>>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// What the memory file holds.
+    valid: Ranges,
+    /// Somebody may store into it.
+    stores: bool,
+}
+
+/// How far a directory has been listed, and from where it goes on at each position.
+#[derive(Default)]
+pub(crate) struct Listing {
+    /// The tree's own open directory.
+    pub open: Option<Arc<dyn Directory>>,
+    /// Entry `n` of the listing is found from position `cookies[n]` on.
+    pub cookies: Vec<u64>,
+}
+
+impl StandIn {
+    /// A descriptor for a process, as `open(2)` with these flags gives it.
+    pub(crate) fn open(&self, flags: OFlag) -> Result<OwnedFd> {
+        let kept = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_SYNC | OFlag::O_DSYNC | OFlag::O_ACCMODE;
+        let mut flags = if flags.contains(OFlag::O_PATH) {
+            self.uncounted.store(true, Ordering::Relaxed);
+            // Access mode 3 can neither be read nor written.
+            if self.kind == Kind::Directory { OFlag::O_RDONLY } else { OFlag::O_ACCMODE }
+        } else {
+            flags & kept
+        };
+        flags |= OFlag::O_CLOEXEC;
+        open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()).as_str(), flags, Mode::empty())
+    }
+
+    /// The driver's open file. Opened for writing if that is asked for, and from then on for all.
+    pub(crate) fn file(&self, write: bool) -> Result<Arc<dyn File>> {
+        let mut files = self.files.lock();
+        if let Some(file) = files.writer.as_ref().or(files.reader.as_ref().filter(|_| !write)) {
+            return Ok(Arc::clone(file));
+        }
+        let flags = if write { OpenFlags::READ_WRITE } else { OpenFlags::READ };
+        let file = guarded(|| self.node.tree().open(self.node.ino, flags))?;
+        let place = if write { &mut files.writer } else { &mut files.reader };
+        *place = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Takes a file that the driver opened when it made the node.
+    pub(crate) fn set_writer(&self, file: Arc<dyn File>) {
+        self.files.lock().writer = Some(file);
+    }
+
+    /// Bytes, as the kernel believes.
+    pub(crate) fn size(&self) -> u64 {
+        self.fd.metadata().map_or(0, |data| data.size())
+    }
+
+    /// The file has this size now.
+    pub(crate) fn set_size(&self, size: u64) {
+        if self.kind == Kind::Directory || self.size() == size {
+            return;
+        }
+        self.memory.lock().valid.cut(size.next_multiple_of(PAGE));
+        if self.fd.set_len(size).is_err() {
+            tracing::warn!(size, "the memory file of a virtual file cannot have this size");
+        }
+    }
+
+    /// Reads from an offset: less than asked only at the end of the file.
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let file = self.file(false)?;
+        {
+            let mut memory = self.memory.lock();
+            if !memory.valid.is_empty() {
+                let size = self.size();
+                if offset >= size {
+                    return Ok(0);
+                }
+                let len = buf.len().min((size - offset) as usize);
+                self.fill(&mut memory, offset..offset + len as u64)?;
+                drop(memory);
+                self.fd.read_exact_at(&mut buf[..len], offset).map_err(errno)?;
+                return Ok(len);
+            }
+        }
+        guarded(|| file.read_at(buf, offset))
+    }
+
+    /// Writes at an offset.
+    pub(crate) fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        let file = self.file(true)?;
+        if self.set_id.swap(false, Ordering::Relaxed) {
+            let changes = SetAttr { drop_set_id: true, ..SetAttr::default() };
+            guarded(|| self.node.tree().setattr(self.node.ino, &changes))?;
+        }
+        let memory = self.memory.lock();
+        let written = guarded(|| file.write_at(buf, offset))?;
+        let end = offset + written as u64;
+        if !memory.valid.is_empty() {
+            self.fd.write_all_at(&buf[..written], offset).map_err(errno)?;
+        } else if end > self.size() {
+            let _ = self.fd.set_len(end);
+        }
+        Ok(written)
+    }
+
+    /// Puts a range into the memory file, for a mapping. `stores`: the mapping is shared and may be written.
+    pub(crate) fn map(&self, range: Range<u64>, stores: bool) -> Result<()> {
+        if stores {
+            self.file(true)?;
+        }
+        let mut memory = self.memory.lock();
+        memory.stores |= stores;
+        // A page past the end is marked too: the file may grow while it is mapped.
+        self.fill(&mut memory, range)
+    }
+
+    fn fill(&self, memory: &mut Memory, range: Range<u64>) -> Result<()> {
+        let size = self.size();
+        let aligned = range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE);
+        let missing = memory.valid.missing(aligned);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let file = self.file(false)?;
+        let mut buf = vec![0; CHUNK as usize];
+        for gap in missing {
+            let mut at = gap.start;
+            while at < gap.end.min(size) {
+                let want = (gap.end.min(size) - at).min(CHUNK) as usize;
+                let got = guarded(|| file.read_at(&mut buf[..want], at))?;
+                if got == 0 {
+                    break;
+                }
+                // Holes stay holes: memory is not spent on zeros.
+                if buf[..got].iter().any(|byte| *byte != 0) {
+                    self.fd.write_all_at(&buf[..got], at).map_err(errno)?;
+                }
+                at += got as u64;
+            }
+            memory.valid.add(gap);
+        }
+        // Reads past the end that extended it would be wrong.
+        if self.size() != size {
+            self.fd.set_len(size).map_err(errno)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what shared mappings have stored to the driver.
+    pub(crate) fn write_back(&self) -> Result<()> {
+        let memory = self.memory.lock();
+        if !memory.stores {
+            return Ok(());
+        }
+        let file = self.file(true)?;
+        let size = self.size();
+        let (mut new, mut old) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
+        for range in memory.valid.iter() {
+            let mut at = range.start;
+            while at < range.end.min(size) {
+                let len = (range.end.min(size) - at).min(CHUNK) as usize;
+                self.fd.read_exact_at(&mut new[..len], at).map_err(errno)?;
+                let had = guarded(|| file.read_at(&mut old[..len], at))?;
+                old[had..len].fill(0);
+                write_differences(&*file, &new[..len], &old[..len], had, at)?;
+                at += len as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// The driver changed the content of a range itself: what is in memory of it is read again.
+    pub(crate) fn changed_beneath(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
+        use veduta_api::Allocate::{Collapse, Extend, Insert, KeepSize, PunchHole, ZeroRange};
+        let mut memory = self.memory.lock();
+        if memory.valid.is_empty() || matches!(how, Extend | KeepSize) {
+            return Ok(());
+        }
+        let size = guarded(|| self.node.tree().getattr(self.node.ino))?.size;
+        self.fd.set_len(size).map_err(errno)?;
+        let end = if matches!(how, Collapse | Insert) { size } else { (offset + len).min(size) };
+        debug_assert!(matches!(how, Collapse | Insert | PunchHole | ZeroRange { .. }));
+        let ranges: Vec<_> = memory.valid.iter().cloned().collect();
+        let file = self.file(false)?;
+        let mut buf = vec![0; CHUNK as usize];
+        for range in ranges {
+            let (mut at, stop) = (range.start.max(offset), range.end.min(end));
+            while at < stop {
+                let step = (stop - at).min(CHUNK) as usize;
+                let got = guarded(|| file.read_at(&mut buf[..step], at))?;
+                buf[got..step].fill(0);
+                self.fd.write_all_at(&buf[..step], at).map_err(errno)?;
+                at += step as u64;
+            }
+        }
+        memory.valid.cut(size.next_multiple_of(PAGE));
+        Ok(())
+    }
+
+    /// Whether no process has a descriptor, a mapping or a working directory of it. Directories cannot be asked: `false`.
+    pub(crate) fn is_unused(&self) -> bool {
+        if self.kind == Kind::Directory || self.uncounted.load(Ordering::Relaxed) {
+            return false;
+        }
+        // A write lease is granted to whoever is alone with a file.
+        let lease = |kind: i32| {
+            let number = self.fd.as_raw_fd() as u64;
+            let mut arguments = [
+                Argument::Value(number),
+                Argument::Value(libc::F_SETLEASE as u64),
+                Argument::Value(kind as u64),
+            ];
+            raw::call(libc::SYS_fcntl as u32, &mut arguments).is_ok()
+        };
+        let alone = lease(libc::F_WRLCK);
+        if alone {
+            lease(libc::F_UNLCK);
+        }
+        alone
+    }
+
+    /// The last one has closed it: what was put off is done now.
+    fn finish(&self) -> Result<()> {
+        let stored = self.write_back();
+        let files = std::mem::take(&mut *self.files.lock());
+        let flushed = match &files.writer {
+            Some(file) => guarded(|| file.flush()),
+            None => Ok(()),
+        };
+        // Closing is the driver's code too.
+        guarded(|| {
+            drop(files);
+            Ok(())
+        })?;
+        stored.and(flushed)
+    }
+}
+
+/// Writes the pages that differ. `had`: how many bytes of the old content are real.
+fn write_differences(file: &dyn File, new: &[u8], old: &[u8], had: usize, start: u64) -> Result<()> {
+    for (index, page) in new.chunks(PAGE as usize).enumerate() {
+        let at = index * PAGE as usize;
+        if page == &old[at..at + page.len()] && at + page.len() <= had {
+            continue;
+        }
+        let mut done = 0;
+        while done < page.len() {
+            let offset = start + (at + done) as u64;
+            match guarded(|| file.write_at(&page[done..], offset))? {
+                0 => return Err(Errno::EIO),
+                count => done += count,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All stand-ins of a view.
+pub(crate) struct StandIns {
+    by_key: RwLock<HashMap<Key, Arc<StandIn>>>,
+    by_node: Mutex<HashMap<(u32, Ino), Arc<StandIn>>>,
+    /// Where directories are made, for a moment.
+    home: PathBuf,
+    made: AtomicU64,
+}
+
+impl StandIns {
+    /// None yet. `home` is a directory of the host in which directories can be made.
+    pub(crate) fn new(home: PathBuf) -> Self {
+        Self { by_key: RwLock::default(), by_node: Mutex::default(), home, made: AtomicU64::new(0) }
+    }
+
+    /// What a real inode stands for.
+    pub(crate) fn find(&self, key: Key) -> Option<Arc<StandIn>> {
+        self.by_key.read().get(&key).cloned()
+    }
+
+    /// What an open descriptor of ours stands for.
+    pub(crate) fn of_descriptor(&self, fd: BorrowedFd<'_>) -> Option<Arc<StandIn>> {
+        let by_key = self.by_key.read();
+        if by_key.is_empty() {
+            return None;
+        }
+        let stat = nix::sys::stat::fstat(fd).ok()?;
+        by_key.get(&(stat.st_dev, stat.st_ino)).cloned()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.read().is_empty()
+    }
+
+    /// The stand-in of a node; made if there is none. `size` is the file's.
+    pub(crate) fn of_node(&self, node: &Arc<Node>, kind: Kind, size: u64) -> Result<Arc<StandIn>> {
+        let mut by_node = self.by_node.lock();
+        if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
+            let known = Arc::clone(known);
+            drop(by_node);
+            known.set_size(size);
+            return Ok(known);
+        }
+        let made = self.made.fetch_add(1, Ordering::Relaxed);
+        let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
+        let data = fd.metadata().map_err(errno)?;
+        let stand_in = Arc::new(StandIn {
+            key: (data.dev(), data.ino()),
+            node: Arc::clone(node),
+            kind,
+            fd,
+            files: Mutex::default(),
+            memory: Mutex::default(),
+            uncounted: AtomicBool::new(false),
+            listing: Mutex::default(),
+            turn: Mutex::default(),
+            set_id: AtomicBool::new(false),
+            age: made,
+        });
+        by_node.insert((node.mount.id, node.ino), Arc::clone(&stand_in));
+        self.by_key.write().insert(stand_in.key, Arc::clone(&stand_in));
+        Ok(stand_in)
+    }
+
+    /// The stand-in of a node, if there is one.
+    pub(crate) fn known(&self, mount: u32, ino: Ino) -> Option<Arc<StandIn>> {
+        self.by_node.lock().get(&(mount, ino)).cloned()
+    }
+
+    /// A real directory that is empty for ever, since it is removed at once.
+    fn directory(&self, number: u64) -> Result<HostFile> {
+        let path = self.home.join(format!(".veduta-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).map_err(errno)?;
+        let opened = HostFile::open(&path);
+        let removed = std::fs::remove_dir(&path);
+        let opened = opened.map_err(errno)?;
+        removed.map_err(errno)?;
+        Ok(opened)
+    }
+
+    /// Lets go of files that nobody has open any more. Those younger than `keep` stand-ins ago stay: whoever opened one may
+    /// not have it yet.
+    pub(crate) fn collect(&self, mount: Option<u32>, keep: u64) {
+        let young = self.made.load(Ordering::Relaxed).saturating_sub(keep);
+        let candidates: Vec<_> = self
+            .by_key
+            .read()
+            .values()
+            .filter(|stand_in| stand_in.age < young || keep == 0)
+            .filter(|stand_in| mount.is_none_or(|mount| stand_in.node.mount.id == mount))
+            .filter(|stand_in| stand_in.is_unused())
+            .cloned()
+            .collect();
+        for stand_in in candidates {
+            let mut by_node = self.by_node.lock();
+            // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
+            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() {
+                continue;
+            }
+            by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
+            self.by_key.write().remove(&stand_in.key);
+            drop(by_node);
+            if let Err(errno) = stand_in.finish() {
+                tracing::error!(path = %String::from_utf8_lossy(&stand_in.node.path()), "not all was written: {}", errno.desc());
+            }
+        }
+    }
+
+    /// Takes all stand-ins of a mount out, for its end, and finishes them.
+    pub(crate) fn drop_mount(&self, mount: u32) -> Result<()> {
+        let of_mount: Vec<_> = self.of_mount(mount);
+        let mut result = Ok(());
+        for stand_in in of_mount {
+            self.by_node.lock().remove(&(mount, stand_in.node.ino));
+            self.by_key.write().remove(&stand_in.key);
+            result = result.and(stand_in.finish());
+        }
+        result
+    }
+
+    /// All stand-ins of a mount.
+    pub(crate) fn of_mount(&self, mount: u32) -> Vec<Arc<StandIn>> {
+        self.by_key.read().values().filter(|stand_in| stand_in.node.mount.id == mount).cloned().collect()
+    }
+
+    /// All stand-ins.
+    pub(crate) fn all(&self) -> Vec<Arc<StandIn>> {
+        self.by_key.read().values().cloned().collect()
+    }
+}
+
+fn memory_file(node: &Arc<Node>, size: u64) -> Result<HostFile> {
+    let path = node.path();
+    let name: Vec<u8> = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+    // The kernel takes up to 249 bytes.
+    let name = CString::new(&name[..name.len().min(200)]).map_err(|_| Errno::EINVAL)?;
+    let made = raw::memory_file(&name)?;
+    // Opened once more, since the kernel does not count the first descriptor among the users (see `is_unused`).
+    let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+    let file = HostFile::options().read(true).write(true).open(path).map_err(errno)?;
+    file.set_len(size.min(i64::MAX as u64)).map_err(errno)?;
+    Ok(file)
+}
+
+/// The number of an I/O error.
+#[allow(clippy::needless_pass_by_value)] // as `map_err` wants it
+pub(crate) fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}

@@ -1,0 +1,197 @@
+//! A view: its mounts, what stands for what, and the listeners through which its calls come.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use parking_lot::{Mutex, RwLock};
+use veduta_api::{Disk, Module, MountError, Options, World};
+
+use crate::calls::Level;
+use crate::mounts::Table;
+use crate::serve::Source;
+use crate::standin::{Key, StandIns};
+
+/// The types that can be mounted, and the host's sources: what the program that runs the engine brings.
+pub trait Catalogue: Send + Sync {
+    /// The type of a name or an alias.
+    fn find(&self, name: &str) -> Option<&'static dyn Module>;
+
+    /// All types.
+    fn all(&self) -> Vec<&'static dyn Module>;
+
+    /// The type that a disk's content is of.
+    fn probe(&self, disk: &Disk) -> Result<Option<&'static dyn Module>, MountError>;
+
+    /// A partition of a disk.
+    fn partition(&self, disk: &Disk, number: u32) -> Result<Disk, MountError>;
+
+    /// The host's sources, after taking the options that choose a part of a disk.
+    fn world(&self, options: &mut Options) -> Result<Box<dyn World>, MountError>;
+}
+
+/// A mount to be made.
+#[derive(Clone, Debug)]
+pub struct MountRequest {
+    /// The type: `ext2`, `auto`, `bind`.
+    pub type_name: String,
+    /// The source.
+    pub source: OsString,
+    /// The target.
+    pub target: OsString,
+    /// The options, as after `-o`.
+    pub options: String,
+}
+
+/// One view.
+pub(crate) struct View {
+    /// The types.
+    pub catalogue: Box<dyn Catalogue>,
+    /// The mounts.
+    table: RwLock<Arc<Table>>,
+    /// One change of the table at a time.
+    pub changing: Mutex<()>,
+    /// What processes hold for virtual nodes.
+    pub stand_ins: StandIns,
+    /// Memory files that are run as programs, and the program's path in the view.
+    pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
+    /// Inodes of the host that were handed out for files of a mount.
+    pub backings: Mutex<Vec<(Key, u32)>>,
+    /// The real fifos of virtual ones.
+    pub(crate) fifos: Mutex<crate::sockets::Fifos>,
+    /// Mounts that were unmounted while they were in use.
+    pub detached: Mutex<Vec<Arc<crate::mounts::Mount>>>,
+    /// Where files can be made, for a moment.
+    pub home: PathBuf,
+    /// Directories of the host that are listed with mount points which they do not have.
+    pub host_listings: Mutex<Vec<Arc<crate::mounts::Mount>>>,
+    /// The name.
+    pub name: RwLock<String>,
+    /// Where calls come from.
+    pub sources: Mutex<Vec<Arc<Source>>>,
+    /// What is caught.
+    level: RwLock<Level>,
+    /// One growth at a time.
+    pub growing: Mutex<()>,
+    /// Tasks whose next `execve` is our own doing.
+    pub passing: Mutex<Vec<Pid>>,
+    /// Held for reading by whoever stops a task, for writing by whoever reaps children.
+    pub stopping: RwLock<()>,
+    next_mount: AtomicU32,
+    /// The engine runs as root.
+    pub is_root: bool,
+    /// Everybody in the view is told that they are root.
+    pub all_root: bool,
+    /// Which families of calls are reported, and how.
+    pub trace: Mutex<Option<String>>,
+    /// Something is reported: looked at before the lock is taken.
+    pub tracing: AtomicBool,
+    /// Files that have descriptors of the host are served by the engine all the same: for tests.
+    pub only_emulated: bool,
+}
+
+impl View {
+    /// A view without mounts.
+    pub(crate) fn new(catalogue: Box<dyn Catalogue>, name: String, home: PathBuf) -> Self {
+        Self {
+            catalogue,
+            table: RwLock::default(),
+            changing: Mutex::default(),
+            stand_ins: StandIns::new(home.clone()),
+            programs: Mutex::default(),
+            backings: Mutex::default(),
+            fifos: Mutex::default(),
+            detached: Mutex::default(),
+            home,
+            host_listings: Mutex::default(),
+            name: RwLock::new(name),
+            sources: Mutex::default(),
+            level: RwLock::new(Level::Idle),
+            growing: Mutex::default(),
+            passing: Mutex::default(),
+            stopping: RwLock::default(),
+            next_mount: AtomicU32::new(1),
+            is_root: nix::unistd::geteuid().is_root(),
+            all_root: false,
+            trace: Mutex::default(),
+            tracing: AtomicBool::new(false),
+            only_emulated: std::env::var_os("VEDUTA_PLANE").is_some_and(|plane| plane == "emulated"),
+        }
+    }
+
+    /// The mounts, as they are now.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read())
+    }
+
+    /// Changes the mounts. The caller holds `changing`.
+    pub(crate) fn set_table(&self, table: Table) {
+        *self.table.write() = Arc::new(table);
+    }
+
+    /// A number for a mount.
+    pub(crate) fn new_mount_id(&self) -> u32 {
+        self.next_mount.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What is caught.
+    pub(crate) fn level(&self) -> Level {
+        *self.level.read()
+    }
+
+    /// Says what is caught from now on.
+    pub(crate) fn set_level(&self, level: Level) {
+        *self.level.write() = level;
+    }
+
+    /// What is done from time to time: mappings are written back, and files that nobody uses are let go.
+    pub(crate) fn tidy(&self) {
+        for stand_in in self.stand_ins.all() {
+            if let Err(errno) = stand_in.write_back() {
+                tracing::error!("a shared mapping cannot be written: {}", errno.desc());
+            }
+        }
+        self.stand_ins.collect(None, 64);
+        let detached = std::mem::take(&mut *self.detached.lock());
+        for mount in detached {
+            if crate::mounting::is_busy(self, &mount) {
+                self.detached.lock().push(mount);
+            } else if let Err(errno) = crate::mounting::end(self, &mount) {
+                tracing::error!(
+                    "{}: not all could be written: {}",
+                    crate::mounting::describe(&mount),
+                    errno.desc()
+                );
+            }
+        }
+    }
+
+    /// How often [`tidy`](Self::tidy) is called: as the kernel writes dirty pages.
+    pub(crate) const TIDY: Duration = Duration::from_secs(5);
+
+    /// Ends all mounts, newest first. Says what could not be written.
+    pub(crate) fn unmount_all(&self) -> Vec<String> {
+        let _changing = self.changing.lock();
+        let detached = std::mem::take(&mut *self.detached.lock());
+        let mut failures = Vec::new();
+        loop {
+            let table = self.table();
+            let Some(mount) = table.mounts().last().cloned() else { break };
+            self.set_table(table.without(mount.id));
+            drop(table);
+            if let Err(errno) = crate::mounting::end(self, &mount) {
+                let target = String::from_utf8_lossy(crate::mounts::shown(&mount.target)).into_owned();
+                failures.push(format!("{target}: not all could be written: {}", errno.desc()));
+            }
+        }
+        for mount in detached {
+            if let Err(errno) = crate::mounting::end(self, &mount) {
+                failures.push(format!("{}: {}", crate::mounting::describe(&mount), errno.desc()));
+            }
+        }
+        failures
+    }
+}

@@ -1,0 +1,313 @@
+//! Where the sources of mounts come from: the view as it was before the mount.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use veduta_api::{
+    BlockDevice, Disk, Drive, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result,
+    Seek, World,
+};
+
+use crate::call::Call;
+use crate::mounts::{Service, shown};
+use crate::node::{Node, guarded};
+use crate::walk::{Limits, Place, Start};
+
+/// The world of a mount in a view.
+pub(crate) struct ViewWorld<'a> {
+    /// The call that mounts.
+    pub call: &'a Call<'a>,
+    /// Where relative sources start.
+    pub start: Start,
+    /// The host's sources.
+    pub host: Box<dyn World>,
+    /// Mounts whose objects were used: they are busy as long as the new one is there.
+    pub uses: RefCell<Vec<Arc<Node>>>,
+}
+
+impl ViewWorld<'_> {
+    fn find(&self, source: &OsStr) -> Result<Option<Place>, MountError> {
+        let walker = self.call.walker(Limits::default());
+        match walker.walk(&self.start, source.as_bytes(), true) {
+            Ok(found) => Ok(found.place),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(MountError::system(errno, errno.desc())),
+        }
+    }
+
+    fn place(&self, source: &OsStr) -> Result<Place, MountError> {
+        let none = || MountError::system(Errno::ENOENT, "there is no such file or directory");
+        self.find(source)?.ok_or_else(none)
+    }
+
+    fn disk_at(&self, place: &Place, writable: bool) -> Result<Disk, MountError> {
+        let Place::Tree(node, attr) = place else {
+            return self.host.disk(OsStr::from_bytes(shown(&place.path())), writable);
+        };
+        let path = String::from_utf8_lossy(&node.path()).into_owned();
+        let writable = writable && !node.mount.is_read_only();
+        let cannot =
+            |errno: Errno| MountError::system(errno, format!("it cannot be opened: {}", errno.desc()));
+        self.uses.borrow_mut().push(Arc::clone(node));
+        match (&node.mount.service, attr.kind) {
+            (Service::Disk(drive), _) => {
+                let disk = if node.ino == node.mount.root {
+                    drive.whole()
+                } else {
+                    drive.partition((node.ino.0 - 1) as u32).map_err(cannot)?
+                };
+                Ok(if writable { disk } else { disk.read_only() })
+            }
+            (Service::Tree, Kind::File) => {
+                let flags = if writable { OpenFlags::READ_WRITE } else { OpenFlags::READ };
+                let file = guarded(|| node.tree().open(node.ino, flags)).map_err(cannot)?;
+                let device = FileDisk { node: Arc::clone(node), file, size: attr.size, writable };
+                Ok(Disk::new(Arc::new(device), path))
+            }
+            _ => Err(MountError::system(Errno::ENOTBLK, "it is neither a disk image nor a block device")),
+        }
+    }
+}
+
+impl World for ViewWorld<'_> {
+    fn disk(&self, source: &OsStr, writable: bool) -> Result<Disk, MountError> {
+        if let Some(place) = self.find(source)? {
+            return self.disk_at(&place, writable);
+        }
+        let numbered = split_number(source.as_bytes());
+        let Some((path, number)) = numbered else {
+            return Err(MountError::system(Errno::ENOENT, "there is no such file or directory"));
+        };
+        match self.place(OsStr::from_bytes(path))? {
+            Place::Host(path) => {
+                let path = [shown(&path), b"#", number.to_string().as_bytes()].concat();
+                self.host.disk(OsStr::from_bytes(&path), writable)
+            }
+            place => {
+                let whole = self.disk_at(&place, writable)?;
+                self.call.view.catalogue.partition(&whole, number)
+            }
+        }
+    }
+
+    fn tree(&self, source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
+        match self.place(source)? {
+            Place::Host(path) => self.host.tree(OsStr::from_bytes(shown(&path))),
+            Place::Tree(node, attr) if attr.kind == Kind::Directory => {
+                self.uses.borrow_mut().push(Arc::clone(&node));
+                Ok((Arc::clone(&node.mount.tree), node.ino))
+            }
+            Place::Tree(..) => {
+                Err(MountError::system(Errno::ENOTDIR, "it is not a directory, and a directory is wanted"))
+            }
+        }
+    }
+
+    fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError> {
+        self.host.link(source)
+    }
+
+    fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
+        self.host.secret(prompt)
+    }
+}
+
+/// Splits `disk.img#2`.
+fn split_number(source: &[u8]) -> Option<(&[u8], u32)> {
+    let at = source.iter().rposition(|byte| *byte == b'#')?;
+    let digits = std::str::from_utf8(&source[at + 1..]).ok()?;
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+    Some((&source[..at], digits.parse().ok().filter(|_| is_number)?))
+}
+
+/// A file of a virtual tree, as a disk.
+struct FileDisk {
+    /// Keeps the node.
+    #[allow(dead_code)]
+    node: Arc<Node>,
+    file: Arc<dyn File>,
+    size: u64,
+    writable: bool,
+}
+
+impl BlockDevice for FileDisk {
+    fn geometry(&self) -> Geometry {
+        Geometry { read_only: !self.writable, ..Geometry::of_size(self.size) }
+    }
+
+    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
+        while !buf.is_empty() {
+            let got = self.file.read_at(buf, offset)?;
+            if got == 0 {
+                return Err(Errno::EIO);
+            }
+            buf = &mut buf[got..];
+            offset += got as u64;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
+        while !buf.is_empty() {
+            let done = self.file.write_at(buf, offset)?;
+            if done == 0 {
+                return Err(Errno::ENOSPC);
+            }
+            buf = &buf[done..];
+            offset += done as u64;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.sync(true)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.file.allocate(veduta_api::Allocate::PunchHole, offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<std::ops::Range<u64>>> {
+        let start = match self.file.seek(Seek::Data, offset) {
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(Errno::EOPNOTSUPP) => return Ok((offset < self.size).then_some(offset..self.size)),
+            start => start?,
+        };
+        let end = self.file.seek(Seek::Hole, start).unwrap_or(self.size);
+        Ok(Some(start..end.max(start + 1)))
+    }
+}
+
+/// A file or directory of the host as a tree and a node of it, for binds.
+pub(crate) fn host_tree(path: &[u8]) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
+    let cannot = |errno: Errno| MountError::system(errno, format!("it cannot be opened: {}", errno.desc()));
+    let real = Path::new(OsStr::from_bytes(shown(path)));
+    let data = std::fs::symlink_metadata(real).map_err(|error| cannot(crate::standin::errno(error)))?;
+    let open = |path: &Path| veduta_tree::hostdir::HostDir::open(path).map_err(cannot);
+    if data.is_dir() {
+        return Ok((Arc::new(open(real)?), Ino::ROOT));
+    }
+    let (parent, name) = crate::mounts::split(path);
+    let tree = open(Path::new(OsStr::from_bytes(shown(parent))))?;
+    // The reference is never given back: the node stays as long as the mount.
+    let entry = tree.lookup(Ino::ROOT, OsStr::from_bytes(name)).map_err(cannot)?;
+    Ok((Arc::new(tree), entry.ino))
+}
+
+/// A disk and its partitions as a tree: the root is the disk's device node, and partition N is a node called N in it.
+pub(crate) struct DiskTree {
+    /// The disk.
+    pub drive: Arc<dyn Drive>,
+    /// Device numbers: the disk's, and the partitions' behind.
+    pub device: veduta_api::Device,
+    /// Permission bits.
+    pub perm: veduta_api::Perm,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// When it was mounted.
+    pub time: veduta_api::Timestamp,
+}
+
+impl DiskTree {
+    fn disk(&self, ino: Ino) -> Result<Disk> {
+        if ino == Ino::ROOT { Ok(self.drive.whole()) } else { self.drive.partition((ino.0 - 1) as u32) }
+    }
+}
+
+impl Filesystem for DiskTree {
+    fn lookup(&self, parent: Ino, name: &OsStr) -> Result<veduta_api::Entry> {
+        let number: u32 = name.to_str().and_then(|name| name.parse().ok()).ok_or(Errno::ENOENT)?;
+        if parent != Ino::ROOT || number == 0 {
+            return Err(Errno::ENOENT);
+        }
+        self.drive.partition(number).map_err(|_| Errno::ENOENT)?;
+        let ino = Ino(1 + u64::from(number));
+        Ok(veduta_api::Entry { ino, generation: 0, attr: self.getattr(ino)? })
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<veduta_api::Attr> {
+        let mut attr = veduta_api::Attr::new(ino.0, Kind::BlockDevice, self.perm);
+        attr.rdev =
+            veduta_api::Device { major: self.device.major, minor: self.device.minor + (ino.0 - 1) as u32 };
+        (attr.uid, attr.gid) = self.owner;
+        (attr.atime, attr.mtime, attr.ctime) = (self.time, self.time, self.time);
+        Ok(attr)
+    }
+
+    fn readdir(&self, _: Ino, _: u64, _: &mut veduta_api::DirSink<'_>) -> Result<()> {
+        Err(Errno::ENOTDIR)
+    }
+
+    fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
+        let disk = self.disk(ino)?;
+        if flags.write && disk.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        Ok(Arc::new(DeviceFile { disk, drive: Arc::clone(&self.drive), is_whole: ino == Ino::ROOT }))
+    }
+
+    fn setattr(&self, ino: Ino, changes: &veduta_api::SetAttr) -> Result<veduta_api::Attr> {
+        // A device node has no size to cut: open(2) with O_TRUNC changes nothing.
+        if changes.perm.is_some() || changes.uid.is_some() || changes.gid.is_some() {
+            return Err(Errno::EPERM);
+        }
+        self.getattr(ino)
+    }
+
+    fn unmount(&self) -> Result<()> {
+        let disk = self.drive.whole();
+        if disk.is_read_only() { Ok(()) } else { disk.flush() }
+    }
+}
+
+struct DeviceFile {
+    disk: Disk,
+    drive: Arc<dyn Drive>,
+    is_whole: bool,
+}
+
+impl File for DeviceFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let len = self.disk.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        self.disk.read_at(&mut buf[..len], offset)?;
+        Ok(len)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        let len = self.disk.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        if len == 0 {
+            return Err(Errno::ENOSPC);
+        }
+        self.disk.write_at(&buf[..len], offset)?;
+        Ok(len)
+    }
+
+    fn sync(&self, _: bool) -> Result<()> {
+        if self.disk.is_read_only() { Ok(()) } else { self.disk.flush() }
+    }
+
+    fn allocate(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
+        match how {
+            veduta_api::Allocate::PunchHole | veduta_api::Allocate::ZeroRange { .. } => {
+                self.disk.write_zeroes(offset, len)
+            }
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    fn ioctl(&self, ioctl: &mut veduta_api::Ioctl<'_>) -> Result<i32> {
+        const BLKGETSIZE64: u32 = 0x8008_1272;
+        match ioctl.command {
+            BLKGETSIZE64 => {
+                ioctl.output.copy_from_slice(&self.disk.size().to_ne_bytes());
+                Ok(0)
+            }
+            0x125f if self.is_whole => self.drive.reread().map(|()| 0),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}

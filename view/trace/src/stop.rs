@@ -1,0 +1,428 @@
+//! A task that is stopped by ptrace. Contains `unsafe`: raw waits.
+//!
+//! A task is attached for a moment, its registers are changed, and it is let go. [`Stopped`] is the proof that none of its
+//! instructions run; dropping it lets the task go on. What tracing would lose is kept: signals that come in between are
+//! sent again at the end, and a call that the stop cut short is restarted as the kernel restarts it.
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::{Program, Result, Task, raw};
+
+/// The kernel's own error for "restart this call, whatever came in between": `ERESTARTNOINTR`.
+pub const RESTART: i32 = 513;
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -(RESTART as i64);
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Bytes below the stack pointer that a function may use without moving it.
+const RED_ZONE: u64 = 128;
+
+/// The general registers of a stopped task.
+#[derive(Clone, Copy)]
+pub struct Registers(libc::user_regs_struct);
+
+#[cfg(target_arch = "x86_64")]
+impl Registers {
+    const SYSCALL: &[u8] = &[0x0f, 0x05];
+
+    fn load(tid: Pid) -> Result<Self> {
+        ptrace::getregs(tid).map(Self)
+    }
+
+    fn store(&self, tid: Pid) -> Result<()> {
+        ptrace::setregs(tid, self.0)
+    }
+
+    /// What the last call returned, negative errors included.
+    pub fn result(&self) -> i64 {
+        self.0.rax as i64
+    }
+
+    /// Sets what the call returns.
+    pub fn set_result(&mut self, value: i64) {
+        self.0.rax = value as u64;
+        self.0.orig_rax = u64::MAX;
+    }
+
+    /// The call that the task is in or was in; `None` if it came here otherwise.
+    pub fn number(&self) -> Option<u32> {
+        u32::try_from(self.0.orig_rax as i64).ok()
+    }
+
+    /// The stack pointer.
+    pub fn stack(&self) -> u64 {
+        self.0.rsp
+    }
+
+    fn instruction(&self) -> u64 {
+        self.0.rip
+    }
+
+    /// Makes the task run a call next: `at` is where an instruction for that is.
+    fn set_call(&mut self, at: u64, number: u32, args: [u64; 6]) {
+        self.0.rip = at;
+        self.0.rax = number.into();
+        self.0.orig_rax = u64::MAX;
+        [self.0.rdi, self.0.rsi, self.0.rdx, self.0.r10, self.0.r8, self.0.r9] = args;
+    }
+
+    /// What the kernel does with a call that a stop cut short, which it cannot do once we have run another.
+    fn restarted(mut self) -> Self {
+        if self.number().is_none() {
+            return self;
+        }
+        match self.result() {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => self.0.rax = self.0.orig_rax,
+            ERESTART_RESTARTBLOCK => self.0.rax = libc::SYS_restart_syscall as u64,
+            _ => return self,
+        }
+        self.0.rip -= Self::SYSCALL.len() as u64;
+        self.0.orig_rax = u64::MAX;
+        self
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Registers {
+    /// `svc #0`
+    const SYSCALL: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
+
+    fn load(tid: Pid) -> Result<Self> {
+        ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(tid).map(Self)
+    }
+
+    fn store(&self, tid: Pid) -> Result<()> {
+        ptrace::setregset::<ptrace::regset::NT_PRSTATUS>(tid, self.0)
+    }
+
+    /// What the last call returned, negative errors included.
+    pub fn result(&self) -> i64 {
+        self.0.regs[0] as i64
+    }
+
+    /// Sets what the call returns.
+    pub fn set_result(&mut self, value: i64) {
+        self.0.regs[0] = value as u64;
+    }
+
+    /// The call that the task is in or was in.
+    pub fn number(&self) -> Option<u32> {
+        u32::try_from(self.0.regs[8]).ok()
+    }
+
+    /// The stack pointer.
+    pub fn stack(&self) -> u64 {
+        self.0.sp
+    }
+
+    fn instruction(&self) -> u64 {
+        self.0.pc
+    }
+
+    /// Makes the task run a call next: `at` is where an instruction for that is.
+    fn set_call(&mut self, at: u64, number: u32, args: [u64; 6]) {
+        self.0.pc = at;
+        self.0.regs[8] = number.into();
+        self.0.regs[..6].copy_from_slice(&args);
+    }
+
+    /// What the kernel does with a call that a stop cut short. The first argument is lost where the result is, and only the
+    /// kernel still has it: such a call returns `EINTR`.
+    fn restarted(mut self) -> Self {
+        if matches!(self.result(), ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK) {
+            self.set_result(-(Errno::EINTR as i64));
+        }
+        self
+    }
+}
+
+/// A task that was asked to stop.
+pub struct Attached {
+    tid: Pid,
+}
+
+impl Attached {
+    /// Attaches a task and asks it to stop. `EPERM` if somebody else traces it, or if it may not be traced. Only the
+    /// calling thread can go on with it.
+    pub fn new(tid: Pid) -> Result<Self> {
+        let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACEEXEC;
+        ptrace::seize(tid, options)?;
+        let attached = Self { tid };
+        ptrace::interrupt(tid)?;
+        Ok(attached)
+    }
+
+    /// The task.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Waits until it stands. `ESRCH` if it died.
+    pub fn wait(self) -> Result<Stopped> {
+        let leader = Task(self.tid).leader()?;
+        let mut stopped = Stopped { tid: self.tid, leader, saved: None, signals: Vec::new(), gone: false };
+        std::mem::forget(self);
+        loop {
+            match stopped.next_event()? {
+                Event::Stop => break,
+                // Delivered as if nobody watched. Any stop takes the place of the one that was asked for, which is asked for again.
+                Event::Signal(signal) => {
+                    ptrace::interrupt(stopped.tid)?;
+                    ptrace::cont(stopped.tid, signal)?;
+                }
+                Event::Exec | Event::Call => {
+                    ptrace::interrupt(stopped.tid)?;
+                    ptrace::cont(stopped.tid, None)?;
+                }
+            }
+        }
+        stopped.saved = Some(Registers::load(stopped.tid)?);
+        Ok(stopped)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // It runs, and only a stopped task can be let go.
+        if waitpid(self.tid, Some(WaitPidFlag::__WALL)).is_ok() {
+            let _ = ptrace::detach(self.tid, None);
+        }
+    }
+}
+
+enum Event {
+    /// The stop that was asked for, or that of a whole group.
+    Stop,
+    /// A signal is about to be delivered.
+    Signal(Signal),
+    /// A new program was loaded.
+    Exec,
+    /// A call begins or ends.
+    Call,
+}
+
+/// A task that stands still.
+pub struct Stopped {
+    tid: Pid,
+    /// The process that it belongs to.
+    leader: Pid,
+    /// The registers as they were.
+    saved: Option<Registers>,
+    /// Signals that came while we were at it.
+    signals: Vec<Signal>,
+    gone: bool,
+}
+
+impl Stopped {
+    /// The task.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// The registers with which it stopped.
+    pub fn registers(&self) -> Registers {
+        // `wait` fills it in before anybody sees a `Stopped`.
+        self.saved.expect("a stopped task has registers")
+    }
+
+    /// Whether it stands behind call `number`, which was answered with [`RESTART`], and nothing else happened.
+    pub fn stands_at(&self, number: u32) -> bool {
+        let registers = self.registers();
+        registers.number() == Some(number) && registers.result() == ERESTARTNOINTR
+    }
+
+    /// Has the call in which it stands return `value`.
+    pub fn set_result(&mut self, value: i64) {
+        if let Some(saved) = &mut self.saved {
+            saved.set_result(value);
+        }
+    }
+
+    /// Has the task make a call, and says what came of it. Addresses are the task's.
+    pub fn call(&mut self, number: u32, args: [u64; 6]) -> Result<i64> {
+        self.start_call(number, args)?;
+        self.run_to(|event| matches!(event, Event::Call))?;
+        let result = Registers::load(self.tid)?.result();
+        if result < 0 && result > -4096 { Err(Errno::from_raw(-result as i32)) } else { Ok(result) }
+    }
+
+    /// Has the task make an `execve` call. `Ok(true)`: it runs the new program, and stands before its first instruction.
+    pub fn exec(&mut self, number: u32, args: [u64; 6]) -> Result<bool> {
+        self.start_call(number, args)?;
+        let mut new_program = false;
+        self.run_to(|event| {
+            new_program |= matches!(event, Event::Exec);
+            matches!(event, Event::Call)
+        })?;
+        if new_program {
+            self.saved = Some(Registers::load(self.tid)?);
+            return Ok(true);
+        }
+        let result = Registers::load(self.tid)?.result();
+        self.set_result(result);
+        Ok(false)
+    }
+
+    /// Room for `len` bytes that the program does not use: below its stack. Valid until it runs.
+    pub fn scratch(&mut self, len: usize) -> Result<u64> {
+        let below = self.registers().stack().checked_sub(RED_ZONE + len as u64 + 64).ok_or(Errno::ENOMEM)?;
+        let address = below & !63;
+        if (Task(self.tid)).write(address, &[0]).is_err() {
+            // The kernel extends a stack when the task itself touches it, and a call that writes there does.
+            self.call(libc::SYS_getrandom as u32, [address, 1, 0, 0, 0, 0])?;
+        }
+        Ok(address)
+    }
+
+    /// Adds a filter to all threads of the process, and gives its listener. The task's old listener must be closed.
+    pub fn add_filter(&mut self, program: &Program) -> Result<OwnedFd> {
+        let code = program.to_bytes();
+        let header = 16;
+        let address = self.scratch(code.len() + header)?;
+        let mut bytes = Vec::with_capacity(code.len() + header);
+        bytes.extend_from_slice(&((code.len() / 8) as u64).to_ne_bytes());
+        bytes.extend_from_slice(&(address + header as u64).to_ne_bytes());
+        bytes.extend(code);
+        Task(self.tid).write(address, &bytes)?;
+        let mut install = |flags| {
+            let args = [libc::SECCOMP_SET_MODE_FILTER.into(), flags, address, 0, 0, 0];
+            self.call(libc::SYS_seccomp as u32, args)
+        };
+        let number = match install(NEW_LISTENER | WAIT_KILLABLE | ALL_THREADS | ERROR_IS_ESRCH) {
+            Err(Errno::EINVAL) => install(NEW_LISTENER | ALL_THREADS | ERROR_IS_ESRCH),
+            done => done,
+        }?;
+        let handle = Task(self.tid).handle()?;
+        let listener = raw::pidfd_get(handle.as_fd(), number as RawFd);
+        self.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
+        listener
+    }
+
+    fn start_call(&mut self, number: u32, args: [u64; 6]) -> Result<()> {
+        let at = self.call_instruction()?;
+        let mut registers = self.registers();
+        registers.set_call(at, number, args);
+        registers.store(self.tid)?;
+        self.run_to(|event| matches!(event, Event::Call))
+    }
+
+    /// Runs from stop to stop until one is what is waited for.
+    fn run_to(&mut self, mut is_it: impl FnMut(&Event) -> bool) -> Result<()> {
+        loop {
+            ptrace::syscall(self.tid, None)?;
+            let event = self.next_event()?;
+            if is_it(&event) {
+                return Ok(());
+            }
+            if let Event::Signal(signal) = event {
+                self.signals.push(signal);
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Result<Event> {
+        loop {
+            let status = match waitpid(self.tid, Some(WaitPidFlag::__WALL)) {
+                Err(Errno::EINTR) => continue,
+                // A thread that loads a program takes over the number of its process.
+                Err(Errno::ECHILD) if self.tid != self.leader => {
+                    self.tid = self.leader;
+                    continue;
+                }
+                Err(_) => {
+                    self.gone = true;
+                    return Err(Errno::ESRCH);
+                }
+                Ok(status) => status,
+            };
+            return match status {
+                WaitStatus::PtraceSyscall(_) => Ok(Event::Call),
+                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => Ok(Event::Exec),
+                WaitStatus::PtraceEvent(..) => Ok(Event::Stop),
+                WaitStatus::Stopped(_, signal) => Ok(Event::Signal(signal)),
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
+                    self.gone = true;
+                    Err(Errno::ESRCH)
+                }
+                _ => continue,
+            };
+        }
+    }
+
+    /// Where the task has an instruction that makes a call.
+    fn call_instruction(&self) -> Result<u64> {
+        let task = Task(self.tid);
+        let len = Registers::SYSCALL.len();
+        let before = self.registers().instruction().wrapping_sub(len as u64);
+        let mut bytes = vec![0; len];
+        if task.read(before, &mut bytes).is_ok() && bytes == Registers::SYSCALL {
+            return Ok(before);
+        }
+        let maps = std::fs::read(format!("/proc/{}/maps", self.tid)).map_err(|_| Errno::ESRCH)?;
+        let maps = String::from_utf8_lossy(&maps);
+        let line = maps.lines().find(|line| line.ends_with("[vdso]")).ok_or(Errno::ENOEXEC)?;
+        let (start, end) =
+            line.split_once(' ').and_then(|(range, _)| range.split_once('-')).ok_or(Errno::EIO)?;
+        let parse = |text| u64::from_str_radix(text, 16).map_err(|_| Errno::EIO);
+        let (start, end) = (parse(start)?, parse(end)?);
+        let mut code = vec![0; end.saturating_sub(start) as usize];
+        task.read(start, &mut code)?;
+        let found = code.windows(len).position(|window| window == Registers::SYSCALL);
+        found.map(|at| start + at as u64).ok_or(Errno::ENOEXEC)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if self.gone {
+            return;
+        }
+        if let Some(saved) = self.saved {
+            let _ = saved.restarted().store(self.tid);
+        }
+        for signal in self.signals.drain(..) {
+            // SAFETY: numbers only.
+            unsafe { libc::syscall(libc::SYS_tkill, self.tid.as_raw(), signal as i32) };
+        }
+        let _ = ptrace::detach(self.tid, None);
+    }
+}
+
+const NEW_LISTENER: u64 = 1 << 3;
+const WAIT_KILLABLE: u64 = 1 << 5;
+const ALL_THREADS: u64 = 1;
+const ERROR_IS_ESRCH: u64 = 1 << 4;
+
+/// Adds a filter to the calling thread, and gives the number of its listener (which closes on exec). For a child that is
+/// about to run its program: calls nothing that is not safe there.
+pub(crate) fn add_own_filter(program: &libc::sock_fprog, no_new_privileges: bool) -> Result<RawFd> {
+    if no_new_privileges {
+        // SAFETY: numbers only.
+        Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    }
+    let install = |flags: u64| {
+        // SAFETY: the program lives through the call.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                std::ptr::from_ref(program),
+            )
+        };
+        Errno::result(fd).map(|fd| fd as RawFd)
+    };
+    match install(NEW_LISTENER | WAIT_KILLABLE) {
+        Err(Errno::EINVAL) => install(NEW_LISTENER),
+        done => done,
+    }
+}
