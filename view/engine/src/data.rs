@@ -11,6 +11,7 @@ use nix::unistd::{Whence, lseek};
 use veduta_api::{Allocate, Attr, Ioctl, Kind, Perm, Result, Seek, SetAttr};
 
 use crate::call::{Answer, Call, DONE, Outcome, readable, writable};
+use crate::mounts::Service;
 use crate::node::guarded;
 use crate::standin::StandIn;
 use crate::walk::Place;
@@ -589,13 +590,10 @@ fn splice(call: &Call<'_>) -> Outcome {
 
 fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
     let command = call.args[1] as u32;
-    let (reads, writes, size) = shape(command);
-    let mut input = vec![0; if reads { size } else { 0 }];
-    call.task.read(call.args[2], &mut input)?;
-    let mut output = vec![0; if writes { size } else { 0 }];
-    let mut request = Ioctl { command, argument: call.args[2], input: &input, output: &mut output };
-    let changes = matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR);
-    if changes {
+    if let Service::Loops(loops) = &stand_in.node.mount.service {
+        return crate::loops::ioctl(call, loops, stand_in);
+    }
+    if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
         let place = place(stand_in)?;
         call.writable(&place)?;
         if let Place::Tree(_, attr) = &place {
@@ -604,13 +602,28 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
             }
         }
     }
-    let value = match stand_in.kind {
-        Kind::Directory => guarded(|| stand_in.node.tree().ioctl(stand_in.node.ino, &mut request))?,
-        _ => {
-            let file = stand_in.file(false)?;
-            guarded(|| file.ioctl(&mut request))?
-        }
-    };
+    if stand_in.kind == Kind::Directory {
+        let node = &stand_in.node;
+        return with_ioctl(call, |request| guarded(|| node.tree().ioctl(node.ino, request)));
+    }
+    let file = stand_in.file(false)?;
+    file_ioctl(call, &*file)
+}
+
+/// Passes an `ioctl(2)` on to a file.
+pub(crate) fn file_ioctl(call: &Call<'_>, file: &dyn veduta_api::File) -> Outcome {
+    with_ioctl(call, |request| guarded(|| file.ioctl(request)))
+}
+
+/// Fetches what a request takes, and brings back what it gives.
+fn with_ioctl(call: &Call<'_>, work: impl FnOnce(&mut Ioctl<'_>) -> Result<i32>) -> Outcome {
+    let command = call.args[1] as u32;
+    let (reads, writes, size) = shape(command);
+    let mut input = vec![0; if reads { size } else { 0 }];
+    call.task.read(call.args[2], &mut input)?;
+    let mut output = vec![0; if writes { size } else { 0 }];
+    let mut request = Ioctl { command, argument: call.args[2], input: &input, output: &mut output };
+    let value = work(&mut request)?;
     call.task.write(call.args[2], &output)?;
     Ok(Answer::Value(value.into()))
 }

@@ -75,6 +75,7 @@ pub(crate) fn to_mounted(
         attached.into_iter().filter_map(|attached| attached.wait().ok()).collect();
     let old = std::mem::take(&mut *view.sources.lock());
     view.set_level(Level::Mounted);
+    crate::loops::install(view);
     for source in &old {
         source.retire();
     }

@@ -27,6 +27,7 @@ mod files;
 mod grow;
 mod host;
 mod identity;
+mod loops;
 mod mounting;
 mod mounts;
 mod node;

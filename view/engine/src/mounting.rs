@@ -197,6 +197,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         permanent: words.permanent,
         alias: made.alias,
         of_host: made.of_host,
+        is_hidden: false,
         uses: made.uses,
         before,
     });
@@ -284,6 +285,7 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
     let service = match place {
         Place::Tree(node, _) => match &node.mount.service {
             Service::Disk(drive) => Service::Disk(Arc::clone(drive)),
+            Service::Loops(loops) => Service::Loops(Arc::clone(loops)),
             Service::Tree => Service::Tree,
         },
         Place::Host(_) => Service::Tree,
@@ -351,7 +353,7 @@ fn from_module(
         root: Ino::ROOT,
         read_only: match service {
             Service::Disk(_) => is_disk_read_only,
-            Service::Tree => read_only,
+            Service::Tree | Service::Loops(_) => read_only,
         },
         service,
         alias: None,
@@ -453,6 +455,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         root: mount.root,
         service: match &mount.service {
             Service::Disk(drive) => Service::Disk(Arc::clone(drive)),
+            Service::Loops(loops) => Service::Loops(Arc::clone(loops)),
             Service::Tree => Service::Tree,
         },
         except: mount.except.clone(),
@@ -461,6 +464,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         permanent: mount.permanent,
         alias: mount.alias.clone(),
         of_host: mount.of_host,
+        is_hidden: false,
         uses: mount.uses.clone(),
         before: Arc::clone(&mount.before),
     };
@@ -552,14 +556,26 @@ fn maps_any(proc: &std::path::Path, keys: &[(u64, u64)]) -> bool {
 /// The end of a mount that is in the table no more.
 pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     let written = view.stand_ins.drop_mount(mount.id);
+    let loops = mount.uses.clone();
     view.backings.lock().retain(|(_, id)| *id != mount.id);
     // A tree that is mounted elsewhere too goes on.
     let goes_on = mount.alias.is_some()
         || view.table().mounts().iter().any(|other| Arc::ptr_eq(&other.tree, &mount.tree));
     if goes_on || mount.is_read_only() {
+        release_loops(&loops);
         return written;
     }
-    written.and(guarded(|| mount.tree.unmount()))
+    let ended = written.and(guarded(|| mount.tree.unmount()));
+    release_loops(&loops);
+    ended
+}
+
+fn release_loops(uses: &[Arc<Node>]) {
+    for node in uses {
+        if let Service::Loops(loops) = &node.mount.service {
+            loops.released(node.ino);
+        }
+    }
 }
 
 /// What messages call a mount.

@@ -18,6 +18,8 @@ pub(crate) enum Service {
     Tree,
     /// A disk: one device node here, and one for each partition behind names that follow.
     Disk(Arc<dyn Drive>),
+    /// Loop devices.
+    Loops(Arc<crate::loops::Loops>),
 }
 
 /// A mount.
@@ -52,6 +54,8 @@ pub(crate) struct Mount {
     pub alias: Option<Vec<u8>>,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.
     pub(crate) of_host: bool,
+    /// It belongs to the view itself, and is not shown among the mounts.
+    pub(crate) is_hidden: bool,
     /// Nodes of other mounts on which it stands.
     pub uses: Vec<Arc<Node>>,
     /// The table before.
@@ -111,6 +115,9 @@ impl Table {
         for mount in &table.mounts {
             table.has_disks |= matches!(mount.service, Service::Disk(_));
             table.top.insert(mount.target.clone(), Arc::clone(mount));
+            if mount.is_hidden {
+                continue;
+            }
             let (parent, name) = split(&mount.target);
             let names = table.children.entry(parent.to_vec()).or_default();
             if !name.is_empty() && !names.iter().any(|known| known == name) {

@@ -190,6 +190,7 @@ pub(crate) fn existing(
         }
         match attr.kind {
             Kind::Socket => return Err(Errno::ENXIO),
+            Kind::CharDevice | Kind::BlockDevice if matches!(node.mount.service, Service::Loops(_)) => {}
             Kind::CharDevice => return Err(Errno::EACCES),
             Kind::BlockDevice if !matches!(node.mount.service, Service::Disk(_)) => {
                 return Err(Errno::EACCES);

@@ -63,7 +63,7 @@ fn host_text(path: &[u8]) -> Result<Vec<u8>> {
 
 fn mounts(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
     let mut text = host_text(path)?;
-    for mount in call.table.mounts() {
+    for mount in call.table.mounts().iter().filter(|mount| !mount.is_hidden) {
         let line = [
             escaped(mount.source.as_bytes()),
             escaped(shown(&mount.target)),
@@ -88,7 +88,7 @@ fn mountinfo(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
             Some((fields[0].to_vec(), target.to_vec()))
         })
         .collect();
-    for mount in call.table.mounts() {
+    for mount in call.table.mounts().iter().filter(|mount| !mount.is_hidden) {
         let above = known.iter().filter(|(_, target)| is_below(&mount.target, target));
         let parent = above.max_by_key(|(_, target)| target.len()).map_or(b"1".to_vec(), |(id, _)| id.clone());
         let device = mount.device();

@@ -161,6 +161,9 @@ fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Moun
         view.set_level(Level::Mounted);
     }
     let view = Arc::new(view);
+    if !settings.mounts.is_empty() {
+        crate::loops::install(&view);
+    }
     let result = serve_all(&view, &settings.mounts, &settings.scripts, &settings.command, &signals);
     view.stand_ins.collect(None, 0);
     for failure in view.unmount_all() {

@@ -44,7 +44,7 @@ impl ViewWorld<'_> {
         self.find(source)?.ok_or_else(none)
     }
 
-    fn disk_at(&self, place: &Place, writable: bool) -> Result<Disk, MountError> {
+    pub(crate) fn disk_at(&self, place: &Place, writable: bool) -> Result<Disk, MountError> {
         let Place::Tree(node, attr) = place else {
             return self.host.disk(OsStr::from_bytes(shown(&place.path())), writable);
         };
@@ -62,6 +62,7 @@ impl ViewWorld<'_> {
                 };
                 Ok(if writable { disk } else { disk.read_only() })
             }
+            (Service::Loops(loops), _) => loops.disk(node.ino).map_err(cannot),
             (Service::Tree, Kind::File) => {
                 let flags = if writable { OpenFlags::READ_WRITE } else { OpenFlags::READ };
                 let file = guarded(|| node.tree().open(node.ino, flags)).map_err(cannot)?;
@@ -264,10 +265,10 @@ impl Filesystem for DiskTree {
     }
 }
 
-struct DeviceFile {
-    disk: Disk,
-    drive: Arc<dyn Drive>,
-    is_whole: bool,
+pub(crate) struct DeviceFile {
+    pub(crate) disk: Disk,
+    pub(crate) drive: Arc<dyn Drive>,
+    pub(crate) is_whole: bool,
 }
 
 impl File for DeviceFile {

@@ -1,0 +1,360 @@
+//! Loop devices of the view: `/dev/loop-control` and `/dev/loop0`... as `loop(4)` has them, since mount(8) and losetup(8) insist on
+//! them for image files. A loop device is a disk whose image was chosen by `ioctl(2)`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use veduta_api::{
+    Attr, Device, DirSink, Disk, Drive, Entry, Facts, File, Filesystem, Ino, Kind, OpenFlags, Options, Perm,
+    Result, Timestamp, World,
+};
+
+use crate::call::{Answer, Call, DONE, Outcome};
+use crate::mounts::{Mount, Service, shown};
+use crate::standin::StandIn;
+use crate::view::View;
+use crate::walk::{Place, Start};
+use crate::world::{DeviceFile, ViewWorld};
+
+const SET_FD: u32 = 0x4c00;
+const CLEAR_FD: u32 = 0x4c01;
+const SET_STATUS: u32 = 0x4c04;
+const GET_STATUS: u32 = 0x4c05;
+const SET_CAPACITY: u32 = 0x4c07;
+const SET_DIRECT_IO: u32 = 0x4c08;
+const SET_BLOCK_SIZE: u32 = 0x4c09;
+const CONFIGURE: u32 = 0x4c0a;
+const ADD: u32 = 0x4c80;
+const REMOVE: u32 = 0x4c81;
+const GET_FREE: u32 = 0x4c82;
+
+/// Bytes of `struct loop_info64`, and where its fields are.
+const INFO: usize = 232;
+const OFFSET: usize = 24;
+const SIZE_LIMIT: usize = 32;
+const NUMBER: usize = 40;
+const FLAGS: usize = 52;
+const FILE_NAME: usize = 56;
+
+const READ_ONLY: u32 = 1;
+const AUTO_CLEAR: u32 = 4;
+
+/// The major number of loop devices, and that of `/dev/loop-control`'s.
+const MAJOR: u32 = 7;
+const CONTROL: Ino = Ino(2);
+const FIRST: u64 = 16;
+/// Devices of a view at most.
+const MOST: u32 = 256;
+
+/// All loop devices of a view, as a tree that is never listed.
+pub(crate) struct Loops {
+    devices: Mutex<BTreeMap<u32, Option<Loop>>>,
+    time: Timestamp,
+}
+
+struct Loop {
+    disk: Disk,
+    /// What the device was told, as it tells it.
+    info: Vec<u8>,
+}
+
+impl Loops {
+    fn number(ino: Ino) -> Option<u32> {
+        ino.0.checked_sub(FIRST).and_then(|number| u32::try_from(number).ok())
+    }
+
+    /// The disk that a device shows. `ENXIO` if it has none.
+    pub(crate) fn disk(&self, ino: Ino) -> Result<Disk> {
+        let number = Self::number(ino).ok_or(Errno::ENOTBLK)?;
+        let devices = self.devices.lock();
+        devices.get(&number).and_then(Option::as_ref).map(|device| device.disk.clone()).ok_or(Errno::ENXIO)
+    }
+
+    /// A mount of this device has ended: it lets go of its image, if it was told to.
+    pub(crate) fn released(&self, ino: Ino) {
+        let Some(number) = Self::number(ino) else { return };
+        if let Some(device) = self.devices.lock().get_mut(&number) {
+            if device.as_ref().is_some_and(|device| word32(&device.info, FLAGS) & AUTO_CLEAR != 0) {
+                *device = None;
+            }
+        }
+    }
+}
+
+impl Filesystem for Loops {
+    fn lookup(&self, _: Ino, _: &OsStr) -> Result<Entry> {
+        Err(Errno::ENOTDIR)
+    }
+
+    fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let (kind, major, minor) = match Self::number(ino) {
+            None => (Kind::CharDevice, 10, 237),
+            Some(number) => (Kind::BlockDevice, MAJOR, number),
+        };
+        let mut attr = Attr::new(ino.0, kind, Perm::from_mode(0o660));
+        attr.uid = nix::unistd::geteuid().as_raw();
+        attr.gid = nix::unistd::getegid().as_raw();
+        attr.rdev = Device { major, minor };
+        (attr.atime, attr.mtime, attr.ctime) = (self.time, self.time, self.time);
+        Ok(attr)
+    }
+
+    fn readdir(&self, _: Ino, _: u64, _: &mut DirSink<'_>) -> Result<()> {
+        Err(Errno::ENOTDIR)
+    }
+
+    fn open(&self, ino: Ino, _: OpenFlags) -> Result<Arc<dyn File>> {
+        match self.disk(ino) {
+            Ok(disk) => {
+                let drive: Arc<dyn Drive> = Arc::new(disk.clone());
+                Ok(Arc::new(DeviceFile { disk, drive, is_whole: true }))
+            }
+            Err(_) => Ok(Arc::new(Empty)),
+        }
+    }
+}
+
+/// A device without an image, and the control device.
+struct Empty;
+
+impl File for Empty {
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+        Ok(0)
+    }
+}
+
+/// Puts the control device into a view.
+pub(crate) fn install(view: &View) {
+    let _changing = view.changing.lock();
+    let table = view.table();
+    if table.at(b"/dev/loop-control").is_some() {
+        return;
+    }
+    let loops = Arc::new(Loops { devices: Mutex::default(), time: Timestamp::now() });
+    let control = mount(view, &loops, CONTROL, b"/dev/loop-control".to_vec());
+    view.set_table(table.with(control).with(notes(view)));
+}
+
+/// Where mount(8) notes what the kernel does not: a directory of the view's own.
+fn notes(view: &View) -> Arc<Mount> {
+    let mut setup = veduta_tree::memory::Setup { limit: Some(1 << 20), ..Default::default() };
+    setup.root.uid = nix::unistd::geteuid().as_raw();
+    setup.root.gid = nix::unistd::getegid().as_raw();
+    let tree: Arc<dyn Filesystem> = Arc::new(veduta_tree::memory::Memory::new(&setup));
+    hidden(view, tree, Ino::ROOT, b"/run/mount".to_vec(), Service::Tree)
+}
+
+fn mount(view: &View, loops: &Arc<Loops>, root: Ino, target: Vec<u8>) -> Arc<Mount> {
+    let tree: Arc<dyn Filesystem> = Arc::<Loops>::clone(loops);
+    hidden(view, tree, root, target, Service::Loops(Arc::clone(loops)))
+}
+
+fn hidden(
+    view: &View,
+    tree: Arc<dyn Filesystem>,
+    root: Ino,
+    target: Vec<u8>,
+    service: Service,
+) -> Arc<Mount> {
+    Arc::new(Mount {
+        id: view.new_mount_id(),
+        target,
+        type_name: "view".into(),
+        source: "none".into(),
+        options: String::new(),
+        tree,
+        root,
+        facts: Facts::default(),
+        service,
+        except: Vec::new(),
+        read_only: false.into(),
+        no_exec: false.into(),
+        permanent: true,
+        alias: None,
+        of_host: false,
+        is_hidden: true,
+        uses: Vec::new(),
+        before: view.table(),
+    })
+}
+
+/// `ioctl(2)` on one of the devices.
+pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> Outcome {
+    let (command, argument) = (call.args[1] as u32, call.args[2]);
+    let Some(number) = Loops::number(stand_in.node.ino) else {
+        return control(call, loops, command, argument as i64);
+    };
+    match command {
+        SET_FD => configure(call, loops, number, argument as i32, vec![0; INFO]),
+        CONFIGURE => {
+            let mut config = vec![0; 8 + INFO];
+            call.task.read(argument, &mut config)?;
+            let fd = word32(&config, 0) as i32;
+            let block = word32(&config, 4);
+            if block != 0 && (!block.is_power_of_two() || !(512..=4096).contains(&block)) {
+                return Err(Errno::EINVAL);
+            }
+            configure(call, loops, number, fd, config[8..].to_vec())
+        }
+        CLEAR_FD => {
+            // One that cleared itself when its mount ended is as clear as it can be: umount(8) asks all the same.
+            let mut devices = loops.devices.lock();
+            *devices.get_mut(&number).ok_or(Errno::ENXIO)? = None;
+            DONE
+        }
+        GET_STATUS => {
+            let devices = loops.devices.lock();
+            let device = devices.get(&number).and_then(Option::as_ref).ok_or(Errno::ENXIO)?;
+            call.task.write(argument, &device.info)?;
+            DONE
+        }
+        SET_STATUS => {
+            let mut info = vec![0; INFO];
+            call.task.read(argument, &mut info)?;
+            let mut devices = loops.devices.lock();
+            let device = devices.get_mut(&number).and_then(Option::as_mut).ok_or(Errno::ENXIO)?;
+            if word64(&info, OFFSET) != word64(&device.info, OFFSET)
+                || word64(&info, SIZE_LIMIT) != word64(&device.info, SIZE_LIMIT)
+            {
+                let whole = device.disk.size() + word64(&device.info, OFFSET);
+                if word64(&device.info, SIZE_LIMIT) != 0 || word64(&device.info, OFFSET) != 0 {
+                    // The rest of the image is no longer known here.
+                    return Err(Errno::EBUSY);
+                }
+                device.disk = part(&device.disk, &info, whole)?;
+            }
+            device.info = told(info, number, &device.info, &device.disk);
+            DONE
+        }
+        SET_CAPACITY | SET_DIRECT_IO | SET_BLOCK_SIZE => {
+            loops.disk(stand_in.node.ino)?;
+            if command == SET_DIRECT_IO && argument != 0 { Err(Errno::EINVAL) } else { DONE }
+        }
+        _ => {
+            let file = DeviceFile {
+                disk: loops.disk(stand_in.node.ino)?,
+                drive: Arc::new(loops.disk(stand_in.node.ino)?),
+                is_whole: true,
+            };
+            crate::data::file_ioctl(call, &file)
+        }
+    }
+}
+
+fn control(call: &Call<'_>, loops: &Arc<Loops>, command: u32, argument: i64) -> Outcome {
+    let number = {
+        let mut devices = loops.devices.lock();
+        match command {
+            GET_FREE => {
+                let is_free = |number: &u32| devices.get(number).is_none_or(Option::is_none);
+                let number = (0..MOST).find(is_free).ok_or(Errno::ENOSPC)?;
+                devices.entry(number).or_default();
+                number
+            }
+            ADD => {
+                let number =
+                    u32::try_from(argument).ok().filter(|number| *number < MOST).ok_or(Errno::EINVAL)?;
+                if devices.contains_key(&number) {
+                    return Err(Errno::EEXIST);
+                }
+                devices.insert(number, None);
+                number
+            }
+            REMOVE => {
+                let number = u32::try_from(argument).map_err(|_| Errno::EINVAL)?;
+                return match devices.get(&number) {
+                    None => Err(Errno::ENODEV),
+                    Some(Some(_)) => Err(Errno::EBUSY),
+                    Some(None) => Ok(Answer::Value(number.into())),
+                };
+            }
+            _ => return Err(Errno::ENOTTY),
+        }
+    };
+    let view = call.view;
+    let _changing = view.changing.lock();
+    let table = view.table();
+    let target = format!("/dev/loop{number}").into_bytes();
+    if table.at(&target).is_none() {
+        let ino = Ino(FIRST + u64::from(number));
+        view.set_table(table.with(mount(view, loops, ino, target)));
+    }
+    Ok(Answer::Value(number.into()))
+}
+
+/// Gives a device its image: the file behind one of the task's descriptors.
+fn configure(call: &Call<'_>, loops: &Arc<Loops>, number: u32, fd: i32, info: Vec<u8>) -> Outcome {
+    let start = call.start(fd as u64)?;
+    let path = match &start {
+        Start::Host(path) => path.clone(),
+        Start::Tree(node) => node.path(),
+        Start::Opaque => return Err(Errno::EINVAL),
+    };
+    let writes = crate::serve::descriptor(call.task, fd).and_then(|fd| crate::call::writable(&fd)).is_ok();
+    let read_only = !writes || word32(&info, FLAGS) & READ_ONLY != 0;
+    let mut options = Options::default();
+    let refused = |error: veduta_api::MountError| {
+        eprintln!("veduta: /dev/loop{number}: {}: {error}", String::from_utf8_lossy(&path));
+        error.errno
+    };
+    let host = call.view.catalogue.world(&mut options).map_err(refused)?;
+    let world = ViewWorld { call, start: Start::Host(Vec::new()), host, uses: std::cell::RefCell::default() };
+    let disk = match start {
+        Start::Tree(node) => {
+            let attr = node.attr()?;
+            world.disk_at(&Place::Tree(node, attr), !read_only)
+        }
+        _ => world.disk(OsStr::from_bytes(shown(&path)), !read_only),
+    };
+    let disk = disk.map_err(refused)?;
+    let size = disk.size();
+    let disk = part(&disk, &info, size)?;
+    let mut devices = loops.devices.lock();
+    let device = devices.entry(number).or_default();
+    if device.is_some() {
+        return Err(Errno::EBUSY);
+    }
+    let mut before = vec![0; INFO];
+    let name = &path[..path.len().min(63)];
+    before[FILE_NAME..FILE_NAME + name.len()].copy_from_slice(name);
+    let info = told(info, number, &before, &disk);
+    *device = Some(Loop { disk, info });
+    DONE
+}
+
+/// The part of an image that offset and limit choose.
+fn part(disk: &Disk, info: &[u8], size: u64) -> Result<Disk> {
+    let (offset, limit) = (word64(info, OFFSET), word64(info, SIZE_LIMIT));
+    if offset == 0 && limit == 0 {
+        return Ok(disk.clone());
+    }
+    let rest = size.checked_sub(offset).ok_or(Errno::EINVAL)?;
+    let len = if limit == 0 { rest } else { limit.min(rest) };
+    disk.window(offset, len, disk.name())
+}
+
+/// What a device tells of itself: what it was told, with what it knows better.
+fn told(mut info: Vec<u8>, number: u32, before: &[u8], disk: &Disk) -> Vec<u8> {
+    info[NUMBER..NUMBER + 4].copy_from_slice(&number.to_ne_bytes());
+    if info[FILE_NAME] == 0 {
+        info[FILE_NAME..FILE_NAME + 64].copy_from_slice(&before[FILE_NAME..FILE_NAME + 64]);
+    }
+    let mut flags = word32(&info, FLAGS) & !READ_ONLY;
+    if disk.is_read_only() {
+        flags |= READ_ONLY;
+    }
+    info[FLAGS..FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
+    info
+}
+
+fn word32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
