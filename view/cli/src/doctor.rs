@@ -80,6 +80,7 @@ impl Diagnosis {
                 },
                 advice: String::new(),
             },
+            view_check(),
             ptrace_check(),
             seccomp(),
             device(
@@ -114,6 +115,9 @@ impl Diagnosis {
                 "No mount is possible here. `veduta ls`, `cat`, `cp` and `info` read images all the same."
                     .into(),
             );
+        }
+        if self.is_good("view") {
+            lines.push("`veduta run` works here: programs with mounts of their own, made by the ordinary mount command.".into());
         }
         lines.extend(
             self.checks
@@ -230,6 +234,36 @@ fn userns_advice() -> String {
         "the container's seccomp profile must allow unshare and mount".into()
     } else {
         String::new()
+    }
+}
+
+/// Whether a program can be run in a view, with a mount that has to be served.
+fn view_check() -> Check {
+    let run = || {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let output = Command::new(program)
+            .args(["run", "--no-rc", "--mount", "bind:/:/", "--", "true"])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
+    };
+    let result = run();
+    Check {
+        key: "view",
+        title: "views",
+        good: result.is_ok(),
+        found: match &result {
+            Ok(()) => "a program ran in a view with a mount; no privilege was used".into(),
+            Err(why) => format!("a program could not be run in a view: {why}"),
+        },
+        advice: if result.is_ok() {
+            String::new()
+        } else {
+            "the kernel must be 5.9 or newer, and the container must not forbid the calls seccomp, pidfd_getfd and process_vm_readv"
+                .into()
+        },
     }
 }
 
