@@ -56,6 +56,8 @@ pub(crate) struct Call<'a> {
     pub args: [u64; 6],
     /// As whom.
     pub identity: Identity,
+    /// The caller's root, if it is not that of the view.
+    pub root: Option<Vec<u8>>,
 }
 
 /// What a path argument of a call leads to.
@@ -119,7 +121,8 @@ impl<'a> Call<'a> {
         match &start {
             Start::Opaque => return Ok(Target::PlainlyHost),
             Start::Host(base)
-                if walk::is_plainly_host(&self.table, base, path, follow && !path.ends_with(b"/.")) =>
+                if self.root.is_none()
+                    && walk::is_plainly_host(&self.table, base, path, follow && !path.ends_with(b"/.")) =>
             {
                 return Ok(Target::PlainlyHost);
             }
@@ -136,6 +139,7 @@ impl<'a> Call<'a> {
             task: self.task,
             identity: &self.identity,
             limits,
+            root: self.root.clone(),
         }
     }
 

@@ -710,19 +710,46 @@ fn chdir(call: &Call<'_>) -> Outcome {
     }
 }
 
-/// A root in a virtual tree would have to be remembered for a process and its children, which the kernel does not do
-/// for us.
+/// `chroot(2)`: by the kernel where it may, else of the view's own (see [`crate::roots`]).
 fn chroot(call: &Call<'_>) -> Outcome {
-    on_node(call, CWD, call.args[0], true, false, |place| match node(place)?.1.kind {
-        Kind::Directory => Err(Errno::EPERM),
-        _ => Err(Errno::ENOTDIR),
-    })
+    let may = call.identity.is_root() || call.view.all_root;
+    let found = match call.find(CWD, call.args[0], true, false)? {
+        Target::PlainlyHost if call.view.is_root || !may => return Ok(Answer::GoOn),
+        Target::PlainlyHost => {
+            let path = call.task.read_path(call.args[0])?;
+            let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { call.start(CWD)? };
+            Box::new(call.walker(Limits::default()).walk(&start, &path, true)?)
+        }
+        Target::Found(found) => found,
+    };
+    let place = found.existing()?;
+    let is_dir = match place {
+        Place::Tree(_, attr) => attr.kind == Kind::Directory,
+        Place::Host(path) => std::path::Path::new(OsStr::from_bytes(shown(path))).is_dir(),
+    };
+    if !is_dir {
+        return Err(Errno::ENOTDIR);
+    }
+    call.may(place, EXECUTE)?;
+    if !may {
+        return Err(Errno::EPERM);
+    }
+    call.view.roots.lock().set(call.task, place.path());
+    call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
+    DONE
 }
 
 fn getcwd(call: &Call<'_>) -> Outcome {
-    let Start::Tree(node) = call.start(CWD)? else { return Ok(Answer::GoOn) };
-    let path = node.path();
-    let mut text = shown(&path).to_vec();
+    let path = match (call.start(CWD)?, &call.root) {
+        (Start::Tree(node), _) => node.path(),
+        (Start::Host(path), Some(_)) => path,
+        _ => return Ok(Answer::GoOn),
+    };
+    let mut text = match &call.root {
+        Some(root) if crate::mounts::is_below(&path, root) => shown(&path[root.len()..]).to_vec(),
+        Some(_) => [b"(unreachable)", shown(&path)].concat(),
+        None => shown(&path).to_vec(),
+    };
     text.push(0);
     if text.len() as u64 > call.args[1] {
         return Err(Errno::ERANGE);

@@ -34,6 +34,7 @@ mod node;
 mod open;
 mod proc;
 mod ranges;
+mod roots;
 mod run;
 mod serve;
 mod sockets;

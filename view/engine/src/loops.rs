@@ -176,6 +176,7 @@ fn hidden(
         permanent: true,
         alias: None,
         of_host: false,
+        is_pseudo: false,
         is_hidden: true,
         uses: Vec::new(),
         before: view.table(),

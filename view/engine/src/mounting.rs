@@ -167,8 +167,12 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
     let view = call.view;
     let _changing = view.changing.lock();
     let table = view.table();
-    let call =
-        &Call { table: Arc::clone(&table), identity: crate::identity::Identity::of(call.task), ..*call };
+    let call = &Call {
+        table: Arc::clone(&table),
+        identity: crate::identity::Identity::of(call.task),
+        root: call.root.clone(),
+        ..*call
+    };
     let mut options = Options::parse(&request.options)?;
     let words = take_words(&mut options)?;
     let target = target_path(call, request)?;
@@ -195,6 +199,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         read_only: (words.read_only || made.read_only).into(),
         no_exec: words.no_exec.into(),
         permanent: words.permanent,
+        is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         of_host: made.of_host,
         is_hidden: false,
@@ -464,6 +469,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         permanent: mount.permanent,
         alias: mount.alias.clone(),
         of_host: mount.of_host,
+        is_pseudo: mount.is_pseudo,
         is_hidden: false,
         uses: mount.uses.clone(),
         before: Arc::clone(&mount.before),

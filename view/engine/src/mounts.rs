@@ -54,6 +54,8 @@ pub(crate) struct Mount {
     pub alias: Option<Vec<u8>>,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.
     pub(crate) of_host: bool,
+    /// What it shows of the host is about processes or devices rather than files: looked at under its own path.
+    pub(crate) is_pseudo: bool,
     /// It belongs to the view itself, and is not shown among the mounts.
     pub(crate) is_hidden: bool,
     /// Nodes of other mounts on which it stands.

@@ -70,19 +70,7 @@ impl Node {
             return None;
         }
         let path = self.shows()?;
-        let facts = nix::sys::statfs::statfs(OsStr::from_bytes(&path)).ok()?;
-        const PSEUDO: &[i64] = &[
-            0x9fa0,
-            0x6265_6572,
-            0x1cd1,
-            0x0027_e0eb,
-            0x6367_7270,
-            0x6462_6720,
-            0x7472_6163,
-            0x4249_4e4d,
-            0x1980_0202,
-        ];
-        PSEUDO.contains(&(facts.filesystem_type().0 as i64)).then_some(path)
+        is_pseudo(&path).then_some(path)
     }
 
     /// A mount below what an alias shows, under a name in this directory.
@@ -145,6 +133,25 @@ impl Drop for Node {
             });
         }
     }
+}
+
+/// Whether a path of the host lies in a filesystem that is about processes or devices: proc, sysfs, devpts, cgroup, debugfs, tracefs,
+/// binfmt_misc, mqueue.
+pub(crate) fn is_pseudo(path: &[u8]) -> bool {
+    const PSEUDO: &[i64] = &[
+        0x9fa0,
+        0x6265_6572,
+        0x1cd1,
+        0x0027_e0eb,
+        0x6367_7270,
+        0x6462_6720,
+        0x7472_6163,
+        0x4249_4e4d,
+        0x1980_0202,
+    ];
+    let facts = nix::sys::statfs::statfs(OsStr::from_bytes(crate::mounts::shown(path)));
+    #[allow(clippy::unnecessary_cast)] // its width differs between architectures
+    facts.is_ok_and(|facts| PSEUDO.contains(&(facts.filesystem_type().0 as i64)))
 }
 
 /// Calls a driver. A panic of it is an I/O error of its own mount, and the view goes on.

@@ -197,6 +197,7 @@ fn serve_all(
             number: 0,
             args: [0; 6],
             identity: Identity::of(Task(Pid::this())),
+            root: None,
         };
         crate::mounting::make(&call, mount).map_err(|error| MountError {
             message: format!("{}: {}: {}", mount.type_name, mount.source.to_string_lossy(), error.message),

@@ -143,6 +143,7 @@ impl Source {
             number: notification.number,
             args: notification.args,
             identity: Identity::of(task),
+            root: view.root_of(task),
         };
         let interrupt = Interrupt::new();
         let _scope = interrupt.enter();

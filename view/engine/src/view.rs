@@ -60,6 +60,10 @@ pub(crate) struct View {
     pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
     /// Inodes of the host that were handed out for files of a mount.
     pub backings: Mutex<Vec<(Key, u32)>>,
+    /// Roots of processes.
+    pub(crate) roots: Mutex<crate::roots::Roots>,
+    /// Some process has a root of its own: looked at before the lock is taken.
+    pub(crate) has_roots: AtomicBool,
     /// The real fifos of virtual ones.
     pub(crate) fifos: Mutex<crate::sockets::Fifos>,
     /// Mounts that were unmounted while they were in use.
@@ -103,6 +107,8 @@ impl View {
             stand_ins: StandIns::new(home.clone()),
             programs: Mutex::default(),
             backings: Mutex::default(),
+            roots: Mutex::default(),
+            has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
             detached: Mutex::default(),
             home,
@@ -135,6 +141,11 @@ impl View {
     /// A number for a mount.
     pub(crate) fn new_mount_id(&self) -> u32 {
         self.next_mount.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The root of a task, if it is not that of the view.
+    pub(crate) fn root_of(&self, task: veduta_trace::Task) -> Option<Vec<u8>> {
+        if self.has_roots.load(Ordering::Acquire) { self.roots.lock().of(task) } else { None }
     }
 
     /// What is caught.

@@ -109,6 +109,8 @@ pub(crate) struct Walker<'a> {
     pub identity: &'a Identity,
     /// Limits.
     pub limits: Limits,
+    /// The root of the task, if it is not that of the view.
+    pub root: Option<Vec<u8>>,
 }
 
 /// Whether a path cannot concern any mount, and the kernel may have the call as it is. `base` is where it starts if it is
@@ -182,13 +184,15 @@ impl Walker<'_> {
             return Err(Errno::EXDEV);
         }
         let place = match start {
-            _ if absolute => self.locate(b"")?,
+            _ if absolute => self.locate(self.root.as_deref().unwrap_or_default())?,
             Start::Host(base) => self.locate(base)?,
             Start::Tree(node) => Place::Tree(Arc::clone(node), node.attr()?),
             Start::Opaque => return Err(Errno::ENOTDIR),
         };
-        let direct = absolute || matches!((start, &place), (Start::Host(_), Place::Host(_)));
+        let direct =
+            self.root.is_none() && (absolute || matches!((start, &place), (Start::Host(_), Place::Host(_))));
         let floor = (self.limits.beneath || self.limits.in_root).then(|| place.path());
+        let floor = floor.or_else(|| self.root.clone());
         let mut walk = Walk {
             walker: self,
             direct: direct && matches!(place, Place::Host(_)),
@@ -222,6 +226,9 @@ impl Walker<'_> {
         let rest = &path[mount.target.len()..];
         if excepted(mount, rest) {
             return self.locate_in(&mount.before, path);
+        }
+        if let (true, Some(real)) = (mount.is_pseudo, &mount.alias) {
+            return Ok(Place::Host([real, rest].concat()));
         }
         let mut node = Node::root(mount);
         let mut attr = node.attr()?;
@@ -331,7 +338,8 @@ impl Walk<'_, '_> {
             }
             Some((place, link)) => {
                 if link.is_none() || (is_last && !follow && !self.wants_dir) {
-                    self.direct &= matches!(place, Place::Host(_));
+                    // What is mounted here may be a part of the host that the kernel knows under another path.
+                    self.direct &= matches!(place, Place::Host(_)) && self.walker.table.at(&path).is_none();
                     self.place = place;
                     None
                 } else {
@@ -353,6 +361,9 @@ impl Walk<'_, '_> {
         if let Some(mount) = walker.table.at(path) {
             if walker.limits.no_xdev {
                 return Err(Errno::EXDEV);
+            }
+            if let (true, Some(real)) = (mount.is_pseudo, &mount.alias) {
+                return Ok(Some((Place::Host(real.clone()), None)));
             }
             let node = Node::root(mount);
             let attr = node.attr()?;
