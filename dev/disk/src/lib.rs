@@ -11,16 +11,24 @@
 
 #![deny(unsafe_code)] // `ioctls` allows it
 
+mod blkctl;
+mod block;
+mod drivetree;
 mod format;
 mod ioctls;
 mod lock;
 mod raw;
 mod secret;
+mod volume;
 mod world;
 
+pub use blkctl::{IoctlShape, ioctl_shape};
+pub use block::{BlockDrive, BlockFile, Hold, WHOLE};
+pub use drivetree::DriveTree;
 pub use format::{Format, foreign_format};
 pub use lock::lock_image;
 pub use raw::RawDisk;
+pub use volume::{Volume, identify};
 pub use world::{HostWorld, list_partitions, partition_of, partitions_of};
 
 /// The kernel's number; what the library found itself (an end of file that came too early) has none.
