@@ -43,7 +43,7 @@ unmount "$m"
 truncate -s 200M disk.img
 check "S37: sfdisk makes a GPT" bash -c 'printf "label: gpt\nsize=100M, name=first\nname=second\n" | eatmydata sfdisk -q disk.img'
 check "S37: the disk is mounted" "$BIN/umdevmbr" disk.img "$m"
-same "S37: with its partitions" "by-label by-partuuid by-uuid disk disk1 disk2 info" "$(ls "$m" | xargs)"
+same "S37: with its partitions" "by-label by-partuuid by-uuid disk disk1 disk2 info" "$(cd "$m" && echo *)"
 same "S37: of the right size" "$((100 << 20))" "$(stat -c %s "$m/disk1")"
 check "S37: mkfs.ext4 makes a filesystem in one" mkfs.ext4 -q -L root "$m/disk2"
 check "S37: mkfs.fat in the other" mkfs.fat -n BOOT "$m/disk1"

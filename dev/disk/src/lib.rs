@@ -6,7 +6,7 @@
 //!
 //! # Limits
 //!
-//! Images that are compressed or in another form than byte by byte are recognised and refused. An image does not grow.
+//! Archives are recognised and refused; images in other forms than byte by byte are `images/formats`' work. A raw image does not grow.
 //! Direct I/O is not used: the page cache of the host is.
 
 #![deny(unsafe_code)] // `ioctls` allows it

@@ -370,7 +370,10 @@ impl Module for Mbr {
                 }
             }
             Ok(None) => {
-                tracing::warn!("{}: there is no partition table, so there are no partitions yet", disk.name())
+                tracing::warn!(
+                    "{}: there is no partition table, so there are no partitions yet",
+                    disk.name()
+                );
             }
             Err(error) => return Err(error),
         }
