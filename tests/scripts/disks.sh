@@ -16,7 +16,7 @@ for program in sfdisk sgdisk parted mkfs.ext4 mkfs.fat eatmydata blkid; do
 done
 unmount() { umount "$1" 2>/dev/null || fusermount3 -u "$1" 2>/dev/null || "$VEDUTA" umount "$1"; }
 # The image is free when the server has let go of it.
-released() { until_true 10 bash -c "exec 9<>'$1'; flock -n 9"; }
+released() { until_true 30 bash -c "exec 9<>'$1'; flock -n 9"; }
 quiet() { "$@" >/dev/null 2>&1; }
 
 # --- S36: a ramdisk

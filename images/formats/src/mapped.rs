@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{BlockDevice, Disk, Errno, Geometry, Result};
@@ -110,7 +111,7 @@ pub(crate) struct Mapped<M> {
     below: Option<Disk>,
     flushing: Mutex<()>,
     unpacked: Mutex<Vec<(u64, Arc<[u8]>)>>,
-    begun: std::sync::atomic::AtomicBool,
+    begun: AtomicBool,
 }
 
 impl<M: Map> Mapped<M> {
@@ -130,7 +131,7 @@ impl<M: Map> Mapped<M> {
             below,
             flushing: Mutex::new(()),
             unpacked: Mutex::new(Vec::new()),
-            begun: std::sync::atomic::AtomicBool::new(false),
+            begun: AtomicBool::new(false),
         }
     }
 
@@ -230,7 +231,6 @@ impl<M: Map> Mapped<M> {
     }
 
     fn begin_writing(&self) -> Result<()> {
-        use std::sync::atomic::Ordering;
         if !self.begun.load(Ordering::Acquire) {
             self.map.write().begin_writing()?;
             self.begun.store(true, Ordering::Release);
@@ -444,7 +444,8 @@ impl<M: Map> BlockDevice for Mapped<M> {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.geometry.read_only {
+        // Where nothing was written there is nothing to wait for.
+        if !self.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         let _one = self.flushing.lock();
