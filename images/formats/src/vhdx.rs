@@ -33,6 +33,8 @@ const LOG_SECTOR: u64 = 4096;
 /// Bytes.
 const MAX_LOG: u64 = 256 << 20;
 const MAX_TABLE: u64 = 256 << 20;
+/// Sectors that a log may hold.
+const MAX_SECTORS: usize = 1 << 18;
 
 const ABSENT: u64 = 0;
 const PRESENT: u64 = 6;
@@ -217,7 +219,8 @@ fn replay(
         store.set_len(size).failed()?;
     }
     for (at, bytes) in &writes {
-        store.write_at(bytes, *at).failed()?;
+        let zeros = [0; LOG_SECTOR as usize];
+        store.write_at(if bytes.is_empty() { &zeros } else { bytes }, *at).failed()?;
     }
     store.flush().failed()?;
     Ok(Arc::clone(store))
@@ -230,7 +233,7 @@ struct Log<'a> {
     len: u64,
 }
 
-/// Sectors of 4096 bytes that the log holds, by where they belong.
+/// Sectors of 4096 bytes that the log holds, by where they belong; empty ones are zeros.
 type Writes = BTreeMap<u64, Vec<u8>>;
 
 /// An entry of the log: which sectors it takes up, and what it says.
@@ -245,11 +248,13 @@ struct Entry {
 impl Log<'_> {
     /// What the newest whole sequence of entries says, and how long the file was then.
     fn read(&self) -> Result<(Writes, u64)> {
+        // What looks like an entry is read and checked; a log made to be slow is full of such.
+        let mut budget = self.len * 8;
         // A sequence ends in its entry with the highest number, which says where it begins: its tail.
         let mut newest: Option<(u64, Entry)> = None;
         let mut at = 0;
         while at < self.len {
-            match self.entry(at)? {
+            match self.entry(at, &mut budget)? {
                 Some(entry) => {
                     let len = entry.len;
                     if newest.as_ref().is_none_or(|(_, known)| entry.sequence > known.sequence) {
@@ -264,12 +269,15 @@ impl Log<'_> {
         let (mut writes, mut place, mut walked) = (Writes::new(), last.tail, 0);
         // Each step goes forward in a ring, once around at most.
         while walked < self.len {
-            let Some(entry) = self.entry(place % self.len)? else {
+            let Some(entry) = self.entry(place % self.len, &mut budget)? else {
                 tracing::error!("vhdx: the log breaks off at {place:#x}");
                 return Err(Errno::EUCLEAN);
             };
             let (done, len) = (place % self.len == head, entry.len);
             writes.extend(entry.writes);
+            if writes.len() > MAX_SECTORS {
+                return Err(Errno::EUCLEAN);
+            }
             if done {
                 return Ok((writes, last.size));
             }
@@ -288,7 +296,7 @@ impl Log<'_> {
     }
 
     /// The entry at a place; `None` if there is none that is whole and of this log.
-    fn entry(&self, at: u64) -> Result<Option<Entry>> {
+    fn entry(&self, at: u64, budget: &mut u64) -> Result<Option<Entry>> {
         let head = self.bytes(at, LOG_SECTOR)?;
         let len = u64::from(le32(&head, 8));
         if !head.starts_with(b"loge")
@@ -299,6 +307,7 @@ impl Log<'_> {
         {
             return Ok(None);
         }
+        *budget = budget.checked_sub(len).ok_or(Errno::EUCLEAN)?;
         let bytes = self.bytes(at, len)?;
         if !is_sound(&bytes) {
             return Ok(None);
@@ -321,11 +330,11 @@ impl Log<'_> {
             match &descriptor[..4] {
                 b"zero" => {
                     let len = le64(descriptor, 8);
-                    if len % LOG_SECTOR != 0 || len > MAX_LOG {
+                    if len % LOG_SECTOR != 0 || writes.len() as u64 + len / LOG_SECTOR > MAX_SECTORS as u64 {
                         return Ok(None);
                     }
                     for at in (to..to + len).step_by(LOG_SECTOR as usize) {
-                        writes.insert(at, vec![0; LOG_SECTOR as usize]);
+                        writes.insert(at, Vec::new());
                     }
                 }
                 b"desc" => {
@@ -363,8 +372,11 @@ impl Store for Replayed {
         for (at, bytes) in self.writes.read().range(offset.saturating_sub(LOG_SECTOR - 1)..end) {
             let (from, to) = (offset.max(*at), end.min(at + LOG_SECTOR));
             if from < to {
-                let source = &bytes[(from - at) as usize..(to - at) as usize];
-                buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+                let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
+                match bytes.get((from - at) as usize..(to - at) as usize) {
+                    Some(source) => part.copy_from_slice(source),
+                    None => part.fill(0),
+                }
             }
         }
         Ok(())
