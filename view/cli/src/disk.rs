@@ -47,7 +47,8 @@ fn list(source: &OsStr, options: &[String], json: bool) -> Result<(), Failure> {
     let table = veduta_mbr::read_table(&disk, None).map_err(failed)?;
     let mut report = Report::new();
     report.put("source", source.to_string_lossy().as_ref()).put("size", Value::Bytes(disk.size()));
-    report.put("sector_size", disk.geometry().logical_sector);
+    let counted = table.as_ref().and_then(|table| table.report.find("sector_size").cloned());
+    report.put("sector_size", counted.unwrap_or_else(|| disk.geometry().logical_sector.into()));
     match &table {
         Some(table) => {
             report.put("table", table.scheme);
