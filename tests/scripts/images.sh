@@ -88,6 +88,18 @@ until_true 10 test ! -e "$TMP/sock"
 wait "$server"
 same "NBD: --once ends with its client" 0 $?
 
+truncate -s 4G large.raw
+check "an image of nothing but holes is made" "$VEDUTA" disk convert -f vdi large.raw large.vdi
+check "and is small" test "$(du -m large.vdi | cut -f 1)" -lt 4
+head -c 200M /dev/urandom >noise.raw
+"$VEDUTA" disk convert -f qcow2 noise.raw interrupted.qcow2 &
+server=$!
+until_true 5 bash -c 'find . -name ".veduta-*" | grep -q .'
+kill $server
+wait $server
+same "a conversion that is ended leaves nothing" "" "$(find . -name '.veduta-*' -o -name interrupted.qcow2)"
+rm -f noise.raw
+
 if [ "$can_mount" = 0 ]; then
     skip "mounts: this machine allows none ($HOW)"
     exit
@@ -111,6 +123,17 @@ for format in qcow2 vdi vhd vhdx vmdk; do
     check "B5: $format: what was written is there" bash -c "'$VEDUTA' cat d.$format#1:/noise | cmp - tree/noise"
     [ $qemu = vpc ] || check "B5: $format: qemu-img finds nothing wrong" qemu-img check -q -f $qemu d.$format
 done
+# mke2fs on 1 TiB touches megabytes.
+for image in big.qcow2 big.raw; do
+    [ $image = big.qcow2 ] || truncate -s 1T $image
+    "$BIN/umdevmbr" $image "$m" 2>/dev/null
+    check "mke2fs works on a $image of 1 TiB" mkfs.ext4 -q -E lazy_itable_init=1 "$m/disk"
+    unmount "$m"
+    released $image
+    check "and touches megabytes of it" test "$(du -m $image | cut -f 1)" -lt 300
+    echo "# $image after mke2fs: $(du -m $image | cut -f 1) MiB"
+done
+check "qemu-img finds nothing wrong with it" qemu-img check -q big.qcow2
 refuse 1 '#1 .*#2 ' "B5: several filesystems are listed" "$VEDUTA" mount disk.raw "$m"
 check "B5: -o part= takes one" "$VEDUTA" mount -o part=2 disk.raw "$m"
 check "B5: and shows it" cmp "$m/noise" tree/noise

@@ -2,9 +2,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::sys::signal::{SigSet, Signal};
 use veduta_api::{
     Disk, Errno, Filesystem, Ino, Link, MountError, Object, Options, Partition, Report, Request, Value, World,
 };
@@ -68,12 +70,8 @@ fn list(source: &OsStr, options: &[String], json: bool) -> Result<(), Failure> {
             report.put("partitions", vec![row]);
         }
     }
-    if json {
-        println!("{:#}", render::json(&report));
-    } else {
-        print!("{}", render::text(&report));
-    }
-    Ok(())
+    let text = if json { format!("{:#}\n", render::json(&report)) } else { render::text(&report) };
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| crate::output_failed(&error))
 }
 
 fn partition_row(disk: &Disk, partition: &Partition) -> Report {
@@ -217,6 +215,7 @@ fn make(
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file =
         tempfile::Builder::new().prefix(".veduta-").tempfile_in(dir).map_err(|error| failed(&error))?;
+    remove_on_signal(file.path()).map_err(|errno| Failure::file(path.display(), errno))?;
     let open = file.reopen().map_err(|error| failed(&error))?;
     lock_image(&open, true).map_err(|error| Failure::mount(None, path.as_os_str(), &error))?;
     let store: Arc<dyn Store> = Arc::new(FileStore(open));
@@ -232,6 +231,20 @@ fn make(
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666 & !umask());
     file.as_file().set_permissions(mode).map_err(|error| failed(&error))?;
     file.persist_noclobber(path).map(drop).map_err(|error| failed(&error.error))
+}
+
+/// Whoever ends the program in the middle finds no half of an image.
+fn remove_on_signal(path: &Path) -> Result<(), Errno> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block()?;
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            let _ = std::fs::remove_file(path);
+            std::process::exit(128 + signal as i32);
+        }
+    });
+    Ok(())
 }
 
 /// What the permissions of a new file are cut by. It can only be read by setting it, which is this process's own business.

@@ -44,6 +44,12 @@ pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
         .flatten()
 }
 
+/// The name of a type's own program: `umdevmbr` if it makes disks and says so, else `umfuseext2`.
+pub(crate) fn program_name(module: &dyn Module) -> String {
+    let device = format!("umdev{}", module.name());
+    if module.aliases().contains(&&*device) { device } else { format!("umfuse{}", module.name()) }
+}
+
 /// The type that the content of a disk is of. `None` if no module knows it.
 pub(crate) fn probe(disk: &Disk) -> Result<Option<&'static dyn Module>, MountError> {
     for module in ALL.iter().copied().filter(|module| module.source() == SourceKind::Disk) {
