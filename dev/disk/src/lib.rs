@@ -6,7 +6,7 @@
 //!
 //! # Limits
 //!
-//! Archives are recognised and refused; images in other forms than byte by byte are `images/formats`' work. A raw image does not grow.
+//! A compressed image is unpacked each time it is opened: `veduta mount` without a type does so twice, once to look. Archives are recognised and refused; images in other forms than byte by byte are `images/formats`' work. A raw image does not grow.
 //! Direct I/O is not used: the page cache of the host is.
 
 #![deny(unsafe_code)] // `ioctls` allows it

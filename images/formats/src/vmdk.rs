@@ -9,6 +9,7 @@
 //!
 //! Stream-optimised extents are read-only, as the format has it; `veduta disk convert` makes something else of them. Extents on a VMFS, on
 //! devices, and the sparse form of ESX servers (COWD, SESPARSE) are refused by name. What is discarded is given back as holes.
+//! That a parent is still the one that the image was made over is not checked.
 
 use std::collections::HashMap;
 use std::io::Read;
