@@ -15,6 +15,8 @@ need() {
         sgdisk) package=gdisk ;;
         mkzftree) package=genisoimage ;;
         genisoimage | isoinfo) package=genisoimage ;;
+        qemu-img) package=qemu-utils ;;
+        xz) package=xz-utils ;;
         *) package=$tool ;;
         esac
         echo "$tool: not found; install the Debian package $package"

@@ -11,6 +11,8 @@ image disk-gpt 'GPT: names in several scripts, attributes, gaps, numbers out of 
 image disk-gpt-many 'GPT: 40 partitions' disk_many
 image disk-gpt-backup 'GPT: the primary table is gone, the backup is not' disk_backup
 image disk-gpt-hybrid 'GPT with a hybrid MBR' disk_hybrid
+image disk-gpt-4096 'GPT: sectors of 4096 bytes' disk_large_sectors
+image disk-apm 'an Apple partition map' disk_apple
 image disk-bare 'no partition table' disk_bare
 
 # disk SIZE: a table from the script on standard input.
@@ -105,6 +107,22 @@ disk_hybrid() {
     need sgdisk
     disk_gpt
     sgdisk --hybrid 3 "$name.img"
+}
+
+# fdisk takes the size of a sector as an option, sfdisk that of the device.
+disk_large_sectors() {
+    need eatmydata
+    truncate -s 32M "$name.img"
+    printf 'g\nn\n1\n\n+8M\nn\n2\n\n+4M\nw\n' | eatmydata fdisk -b 4096 "$name.img"
+    fdisk -b 4096 -o Start,Sectors -l "$name.img" | tail -n 2 >"$name.sectors"
+}
+
+# parted counts in sectors of 512 bytes: NUMBER:STARTs:ENDs:SIZEs:...
+disk_apple() {
+    need parted
+    truncate -s 16M "$name.img"
+    eatmydata parted -s "$name.img" mklabel mac mkpart one hfs+ 2048s 10000s mkpart two hfs+ 12288s 20479s
+    parted -s -m "$name.img" unit s print | grep '^[0-9]' >"$name.parted"
 }
 
 disk_bare() {

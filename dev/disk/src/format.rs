@@ -1,4 +1,4 @@
-//! What a file is that holds a disk in another form than byte by byte: by its magic number, so that it is called by
+//! What a file is that holds something else than a disk in a form that we read: by its magic number, so that it is called by
 //! its name instead of "bad superblock".
 
 use veduta_api::{Disk, Result};
@@ -6,26 +6,14 @@ use veduta_api::{Disk, Result};
 /// A form that is not raw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// `qcow2 image`
+    /// `zip archive`
     pub name: &'static str,
     /// What makes a raw image of it, to be told to the user.
     pub remedy: &'static str,
 }
 
-const CONVERT: &str = "qemu-img convert -O raw";
-
 /// Magic number at an offset, name, remedy.
 const FORMATS: &[(u64, &[u8], &str, &str)] = &[
-    (0, b"QFI\xfb", "qcow2 image", CONVERT),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI image", CONVERT),
-    (0, b"KDMV", "VMDK image", CONVERT),
-    (0, b"# Disk DescriptorFile", "VMDK descriptor", CONVERT),
-    // A dynamic VHD starts with a copy of its footer; a fixed one is raw, with only the footer behind it.
-    (0, b"conectix", "VHD image", CONVERT),
-    (0, b"vhdxfile", "VHDX image", CONVERT),
-    (0, b"\x1f\x8b\x08", "gzip file", "gzip -dk"),
-    (0, b"\xfd7zXZ\x00", "xz file", "xz -dk"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd file", "zstd -d"),
     (0, b"BZh", "bzip2 file", "bzip2 -dk"),
     (0, b"\x04\x22\x4d\x18", "lz4 file", "lz4 -d"),
     (0, b"PK\x03\x04", "zip archive", "unzip"),

@@ -2,7 +2,7 @@
 //!
 //! The image's bytes are the disk's bytes. Its size is what it was when it was opened: a disk never grows, so
 //! `fdatasync` is all that a flush needs (it also writes the extents that a sparse file took up). Discarding punches holes;
-//! zeroing keeps the space reserved where the filesystem can do that, else it punches too.
+//! zeroing keeps the space reserved where the filesystem can do that, else it punches too; what is a hole already stays one.
 
 use std::fs::File;
 use std::ops::Range;
@@ -43,6 +43,16 @@ impl RawDisk {
         self.geometry.logical_sector = bytes;
         self.geometry.physical_sector = self.geometry.physical_sector.max(bytes);
         self
+    }
+
+    /// Makes a range of a file zeros, reserved if the filesystem can do that.
+    fn zero_extent(&self, offset: u64, len: u64) -> Result<()> {
+        match change_extent(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, len) {
+            Err(Errno::EOPNOTSUPP) => {
+                change_extent(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
+            }
+            done => done,
+        }
     }
 
     /// The device's sectors that lie wholly in a range: what can be discarded without touching bytes beside it.
@@ -101,12 +111,15 @@ impl BlockDevice for RawDisk {
             let aligned = self.whole_sectors(offset, len) == (offset..offset + len);
             return if aligned { ioctls::zero_out(&self.file, offset, len) } else { Err(Errno::EOPNOTSUPP) };
         }
-        match change_extent(&self.file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, len) {
-            Err(Errno::EOPNOTSUPP) => {
-                change_extent(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
-            }
-            done => done,
+        // What is a hole stays one: a sparse image is not filled up by zeros.
+        let end = offset + len;
+        let mut at = offset;
+        while let Some(data) = self.next_data(at)?.filter(|data| data.start < end) {
+            let stop = data.end.min(end);
+            self.zero_extent(data.start, stop - data.start)?;
+            at = stop;
         }
+        Ok(())
     }
 
     /// `SEEK_DATA` moves the position of the file, which nothing else here uses.

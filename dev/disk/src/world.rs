@@ -4,13 +4,15 @@ use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::{Uid, User, geteuid};
 use veduta_api::{
-    Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable, World,
+    Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable,
+    Report, World,
 };
+use veduta_formats::{FileStore, Files, Format, How, Named, Store, snapshot};
 use veduta_mbr::{read_hybrid_table, read_table, slice, take_sector};
 use veduta_tree::hostdir::HostDir;
 
@@ -26,6 +28,40 @@ pub struct HostWorld {
     /// Bytes.
     sector: Option<u32>,
     partition: Option<u32>,
+    format: Option<Format>,
+    /// Whether what is written is thrown away.
+    snapshot: bool,
+}
+
+/// What an image names is found in its own directory.
+struct Beside {
+    dir: PathBuf,
+}
+
+impl Files for Beside {
+    fn open(&self, name: &str, writable: bool) -> Result<Named, MountError> {
+        let file_name = name.strip_prefix("file:").unwrap_or(name);
+        if file_name.starts_with("json:") || file_name.contains("://") || file_name.starts_with("nbd:") {
+            return Err(MountError::unsupported("it is named in a way that only QEMU understands"));
+        }
+        let path = self.dir.join(file_name);
+        let (file, may_write) = open(&path, writable)?;
+        lock_image(&file, may_write)?;
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        Ok((Arc::new(FileStore(file)), Arc::new(Beside { dir })))
+    }
+
+    fn scratch(&self) -> Result<Arc<dyn Store>, MountError> {
+        scratch()
+    }
+}
+
+/// A file without a name, in the directory that TMPDIR names or in /tmp.
+fn scratch() -> Result<Arc<dyn Store>, MountError> {
+    let file = tempfile::tempfile().map_err(|error| {
+        MountError::system(errno(&error), format!("there can be no scratch file: {error}"))
+    })?;
+    Ok(Arc::new(FileStore(file)))
 }
 
 impl HostWorld {
@@ -38,6 +74,13 @@ impl HostWorld {
             "How long the disk is; by default it goes to the end of the image.",
         ),
         OptionSpec::with_value("partition", "N", "Take partition N of the disk, as SOURCE#N does."),
+        OptionSpec::with_value("part", "N", "The same in short."),
+        OptionSpec::with_value(
+            "format",
+            "FORMAT",
+            "What the image is, instead of what its content says: raw, qcow2, vdi, vhd, vhdx, vmdk, gzip, xz or zstd.",
+        ),
+        OptionSpec::flag("snapshot", "Throw away at the end what is written; the image stays as it is."),
         OptionSpec::with_value(
             "sector",
             "BYTES",
@@ -51,27 +94,86 @@ impl HostWorld {
             offset: options.take_bytes("offset")?.unwrap_or(0),
             size_limit: options.take_bytes("sizelimit")?,
             sector: take_sector(options)?,
-            partition: options.take_parsed("partition", "the number of a partition, 1 and up")?,
+            partition: take_partition(options)?,
+            format: take_format(options)?,
+            snapshot: options.take_flag("snapshot")?,
         })
     }
 
+    /// The disk of a source, and what its image is made of: see [`veduta_formats::Image::layers`]. A raw one has no layers.
+    pub fn open(&self, source: &OsStr, writable: bool) -> Result<(Disk, Vec<Report>), MountError> {
+        let (path, number) = self.split(source)?;
+        let (whole, layers) = self.whole(Path::new(path), &path.to_string_lossy(), writable)?;
+        match number {
+            None => Ok((whole, layers)),
+            Some(number) => Ok((partition(&whole, number, self.sector)?, layers)),
+        }
+    }
+
+    /// Fails with `EBUSY`, and the name of who has it, while the image of a source is being written.
+    pub fn check_unused(&self, source: &OsStr) -> Result<(), MountError> {
+        let (path, _) = self.split(source)?;
+        let (file, _) = open(Path::new(path), false)?;
+        lock_image(&file, false)
+    }
+
+    /// `PATH`, or `PATH#N` for partition N; a file that is called so has precedence.
+    fn split<'a>(&self, source: &'a OsStr) -> Result<(&'a OsStr, Option<u32>), MountError> {
+        let (path, number) = match split_number(source) {
+            Some((path, number)) if !exists(source) && exists(path) => (path, Some(number)),
+            _ => (source, None),
+        };
+        if number.is_some() && self.partition.is_some() {
+            return Err(MountError::usage("the partition is given twice, by # and by partition="));
+        }
+        Ok((path, number.or(self.partition)))
+    }
+
     /// The whole disk at a path, less what `offset=` and `sizelimit=` leave out.
-    fn whole(&self, path: &Path, name: &str, writable: bool) -> Result<Disk, MountError> {
-        let (file, writable) = open(path, writable)?;
-        lock_image(&file, writable)?;
+    fn whole(&self, path: &Path, name: &str, writable: bool) -> Result<(Disk, Vec<Report>), MountError> {
+        // What is to be thrown away is not written to the image.
+        let (file, may_write) = open(path, writable && !self.snapshot)?;
+        lock_image(&file, may_write)?;
+        let (mut disk, layers) = self.image(file, path, name, may_write)?;
+        if disk.size() == 0 {
+            return Err(wrong(Errno::EINVAL, "it is empty"));
+        }
+        if self.snapshot && writable {
+            disk = snapshot(&disk, &scratch()?);
+        }
+        if self.offset > 0 || self.size_limit.is_some() {
+            disk = self.window(&disk)?;
+        }
+        Ok((disk, layers))
+    }
+
+    /// The disk in an open file, of whatever format that is.
+    fn image(
+        &self,
+        file: File,
+        path: &Path,
+        name: &str,
+        writable: bool,
+    ) -> Result<(Disk, Vec<Report>), MountError> {
+        if self.format != Some(Format::Raw) {
+            let store: Arc<dyn Store> =
+                Arc::new(FileStore(file.try_clone().map_err(|error| cannot("opened", errno(&error)))?));
+            let files = Beside { dir: path.parent().unwrap_or(Path::new("")).to_owned() };
+            let how = How { writable, format: self.format, sector: self.sector, name };
+            if let Some(image) = veduta_formats::open(&store, &files, how)? {
+                return Ok((image.disk, image.layers));
+            }
+        }
         let mut raw = RawDisk::new(file, writable).map_err(|errno| cannot("opened", errno))?;
         if let Some(sector) = self.sector {
             raw = raw.with_sector(sector);
         }
         let disk = Disk::new(Arc::new(raw), name);
-        if disk.size() == 0 {
-            return Err(wrong(Errno::EINVAL, "it is empty"));
-        }
-        if self.offset > 0 || self.size_limit.is_some() {
-            return self.window(&disk);
+        if self.offset > 0 || self.size_limit.is_some() || self.format.is_some() {
+            return Ok((disk, Vec::new()));
         }
         match foreign_format(&disk).map_err(|errno| cannot("read", errno))? {
-            None => Ok(disk),
+            None => Ok((disk, Vec::new())),
             Some(format) => Err(MountError::unsupported(format!(
                 "it is a {}, which is not read as it is: make a raw image of it first ({})",
                 format.name, format.remedy
@@ -100,18 +202,7 @@ impl World for HostWorld {
     ///
     /// An image that cannot be written gives a read-only disk, also if a writable one was asked for.
     fn disk(&self, source: &OsStr, writable: bool) -> Result<Disk, MountError> {
-        let (path, number) = match split_number(source) {
-            Some((path, number)) if !exists(source) && exists(path) => (path, Some(number)),
-            _ => (source, None),
-        };
-        if number.is_some() && self.partition.is_some() {
-            return Err(MountError::usage("the partition is given twice, by # and by partition="));
-        }
-        let whole = self.whole(Path::new(path), &path.to_string_lossy(), writable)?;
-        match number.or(self.partition) {
-            None => Ok(whole),
-            Some(number) => partition(&whole, number, self.sector),
-        }
+        self.open(source, writable).map(|(disk, _)| disk)
     }
 
     fn tree(&self, source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
@@ -131,6 +222,21 @@ impl World for HostWorld {
     fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
         crate::secret::ask(prompt)
     }
+}
+
+fn take_partition(options: &mut Options) -> Result<Option<u32>, OptionsError> {
+    let expected = "the number of a partition, 1 and up";
+    let long = options.take_parsed("partition", expected)?;
+    Ok(options.take_parsed("part", expected)?.or(long))
+}
+
+fn take_format(options: &mut Options) -> Result<Option<Format>, OptionsError> {
+    let Some(name) = options.take_value("format")? else { return Ok(None) };
+    let unknown = || {
+        let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+        OptionsError(format!("option format={name}: expected one of {}", names.join(", ")))
+    };
+    Format::named(&name).map(Some).ok_or_else(unknown)
 }
 
 /// The partition table of a disk that turned out to be no filesystem of the wanted type: for a message that names what is there.

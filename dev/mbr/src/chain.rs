@@ -12,9 +12,11 @@ use crate::{Lba, kinds};
 /// No disk has so many: fdisk makes 60, the kernel follows 100. A chain on a hostile disk may be as long as the disk.
 const MAX_LINKS: usize = 256;
 
-/// Reads the table that starts in `boot`. Only an error of the disk is one: what is odd about the table is in its report.
-pub(crate) fn read(disk: &Disk, boot: &BootSector, sector: u32) -> Result<PartitionTable> {
-    let mut found = Found { sector, disk_id: boot.disk_id(), partitions: Vec::new(), report: Report::new() };
+/// Reads the table that starts in `boot`. Only an error of the disk is one: what is odd about the table is in its report. The second
+/// value says why nobody should write to what such a table describes, if so.
+pub(crate) fn read(disk: &Disk, boot: &BootSector, sector: u32) -> Result<(PartitionTable, Option<String>)> {
+    let (partitions, report) = (Vec::new(), Report::new());
+    let mut found = Found { sector, disk_id: boot.disk_id(), partitions, report, fault: None };
     found.report.put("disk_id", format!("0x{:08x}", boot.disk_id())).put("sector_size", sector);
     let records = boot.records();
     for record in &records {
@@ -28,7 +30,8 @@ pub(crate) fn read(disk: &Disk, boot: &BootSector, sector: u32) -> Result<Partit
     if extended.next().is_some() {
         found.report.warn("there is more than one extended partition, and only the first was followed");
     }
-    Ok(PartitionTable { scheme: "mbr", partitions: found.partitions, report: found.report })
+    let Found { partitions, report, fault, .. } = found;
+    Ok((PartitionTable { scheme: "mbr", partitions, report }, fault))
 }
 
 struct Found {
@@ -36,6 +39,7 @@ struct Found {
     disk_id: u32,
     partitions: Vec<Partition>,
     report: Report,
+    fault: Option<String>,
 }
 
 impl Found {
@@ -95,9 +99,9 @@ fn walk(disk: &Disk, extended: Record, found: &mut Found) -> Result<()> {
             None => return Ok(()),
             Some(next) if u64::from(next.start) > link => link = u64::from(next.start),
             Some(_) => {
-                found.report.warn(format!(
-                    "the chain of logical partitions turns back at sector {here}, and was followed no further"
-                ));
+                let fault = format!("the chain of logical partitions turns back at sector {here}");
+                found.report.warn(format!("{fault}, and was followed no further"));
+                found.fault = Some(fault);
                 return Ok(());
             }
         }

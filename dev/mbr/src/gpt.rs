@@ -4,7 +4,7 @@
 //! array before it. Header and array each have a CRC-32, so that a table is either right or not one, and a broken one
 //! is replaced by its copy. All numbers are little-endian; a GUID's first three groups are too.
 
-use veduta_api::{Disk, Partition, PartitionTable, Report, Result};
+use veduta_api::{Disk, Errno, Partition, PartitionTable, Report, Result};
 
 use crate::{Lba, kinds};
 
@@ -67,6 +67,68 @@ pub(crate) fn read(disk: &Disk, sectors: &[u32]) -> Result<Option<PartitionTable
         }
     }
     Ok(None)
+}
+
+/// Writes whichever of the two tables is broken, or differs, anew from the other, and says what it did; `None` if both were in order.
+/// `ENOENT` if neither is intact, `ENOSPC` if there is no room where the missing one belongs.
+pub(crate) fn repair(disk: &Disk, sectors: &[u32]) -> Result<Option<&'static str>> {
+    for &sector in sectors {
+        if read_at(disk, sector, 1)?.is_some() {
+            return repair_backup(disk, sector);
+        }
+    }
+    for &sector in sectors {
+        let last = (disk.size() / u64::from(sector)).saturating_sub(1);
+        let mut places = vec![last];
+        places.extend(header_at(disk, sector, 1)?.map(|(header, _)| header.alternate));
+        for place in places {
+            let Some(copy) = read_at(disk, sector, place)? else { continue };
+            let array_sectors = (copy.array.len() as u64).div_ceil(u64::from(sector));
+            if copy.header.first_usable < 2 + array_sectors {
+                return Err(Errno::ENOSPC);
+            }
+            write_copy(disk, sector, &copy, place, 1, 2)?;
+            return Ok(Some("the primary table was written anew from the backup"));
+        }
+    }
+    Err(Errno::ENOENT)
+}
+
+fn repair_backup(disk: &Disk, sector: u32) -> Result<Option<&'static str>> {
+    let Some(table) = read_at(disk, sector, 1)? else { return Ok(None) };
+    let last = (disk.size() / u64::from(sector)).saturating_sub(1);
+    let old = table.header.alternate;
+    if read_at(disk, sector, old)?.is_some_and(|copy| copy.array == table.array) {
+        return Ok(None);
+    }
+    let place = if old > table.header.last_usable && old <= last { old } else { last };
+    let array_sectors = (table.array.len() as u64).div_ceil(u64::from(sector));
+    let array =
+        place.checked_sub(array_sectors).filter(|at| *at > table.header.last_usable).ok_or(Errno::ENOSPC)?;
+    write_copy(disk, sector, &table, 1, place, array)?;
+    if place != old {
+        // The primary header knows where its backup is.
+        write_copy(disk, sector, &table, place, 1, table.header.array)?;
+    }
+    Ok(Some("the backup table was written anew from the primary one"))
+}
+
+/// Writes the array of `table` at sector `array` and then its header, read from sector `from`, to sector `place`: at no moment
+/// is there a header without its array.
+fn write_copy(disk: &Disk, sector: u32, table: &Table, from: Lba, place: Lba, array: Lba) -> Result<()> {
+    let bytes = u64::from(sector);
+    let mut header = disk.read_vec(from * bytes, sector as usize)?;
+    let len = (u32_at(&header, 12) as usize).min(header.len());
+    header[16..20].fill(0);
+    header[24..32].copy_from_slice(&place.to_le_bytes());
+    header[32..40].copy_from_slice(&from.to_le_bytes());
+    header[72..80].copy_from_slice(&array.to_le_bytes());
+    let crc = crc32(&header[..len]);
+    header[16..20].copy_from_slice(&crc.to_le_bytes());
+    disk.write_at(&table.array, array * bytes)?;
+    disk.flush()?;
+    disk.write_at(&header, place * bytes)?;
+    disk.flush()
 }
 
 /// The table whose header is in sector `place`, if it is intact.

@@ -1,4 +1,4 @@
-//! `mbr`: the partitions of a disk, each as a disk of its own. Reads MBR and GPT.
+//! `mbr`: the partitions of a disk, each as a disk of its own. Reads MBR and GPT; Apple partition maps and BSD labels too.
 //!
 //! Layout: the first sector of a disk, its *boot sector*, holds four records. Either they are the primary partitions (MBR),
 //! one of which may hold a chain of logical ones; or one has the type `EEh` and protects a GUID partition table,
@@ -18,12 +18,13 @@
 //!
 //! # Limits
 //!
-//! Tables are read, not written. Nothing in an MBR tells the size of a sector: it is that of the device, 512 for an
-//! image; `sector=` overrides it. A GPT is searched with both. At most 256 logical partitions are followed. BSD disk
-//! labels inside a partition are not read: the partition is one piece.
+//! Tables are read, not written, but for the broken one of a GPT's two tables, on request ([`repair_gpt`]). Nothing in an MBR tells the size of a sector: it is that of the device, 512 for an
+//! image; `sector=` overrides it. A GPT is searched with both. At most 256 logical partitions are followed.
 
 #![forbid(unsafe_code)]
 
+mod apm;
+mod bsd;
 mod chain;
 mod gpt;
 mod kinds;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use veduta_api::{
-    Disk, Drive, Errno, Module, MountError, Object, OptionSpec, Options, OptionsError, Partition,
+    DeviceNode, Disk, Drive, Errno, Module, MountError, Object, OptionSpec, Options, OptionsError, Partition,
     PartitionTable, Report, Request, SourceKind, Value,
 };
 
@@ -52,6 +53,22 @@ pub fn read_table(disk: &Disk, sector: Option<u32>) -> Result<Option<PartitionTa
 
 /// As [`read_table`], also for an ISO 9660 image with a table in front: for a partition that was asked for by number.
 pub fn read_hybrid_table(disk: &Disk, sector: Option<u32>) -> Result<Option<PartitionTable>, MountError> {
+    Ok(read_with_fault(disk, sector)?.map(|(table, _)| table))
+}
+
+/// The second value says why nobody should write to what such a table describes, if so.
+type WithFault = (PartitionTable, Option<String>);
+
+fn read_with_fault(disk: &Disk, sector: Option<u32>) -> Result<Option<WithFault>, MountError> {
+    // As Linux has it, an MBR beside an Apple map counts.
+    if let Some(found) = read_mbr_or_gpt(disk, sector)? {
+        return Ok(Some(with_warnings(found, disk)));
+    }
+    let table = apm::read(disk).map_err(unreadable)?;
+    Ok(table.map(|table| with_warnings((table, None), disk)))
+}
+
+fn read_mbr_or_gpt(disk: &Disk, sector: Option<u32>) -> Result<Option<WithFault>, MountError> {
     let Some(boot) = read_boot_sector(disk)? else { return Ok(None) };
     let native = disk.geometry().logical_sector;
     let records = boot.records();
@@ -59,22 +76,44 @@ pub fn read_hybrid_table(disk: &Disk, sector: Option<u32>) -> Result<Option<Part
     if !boot.has_records() || (boot.is_volume() && !is_sound(&records, disk, sector.unwrap_or(native))) {
         return Ok(None);
     }
-    let table = if protective {
-        read_gpt(disk, &boot, sector)?
+    let found = if protective {
+        (read_gpt(disk, &boot, sector)?, None)
     } else {
-        chain::read(disk, &boot, sector.unwrap_or(native)).map_err(unreadable)?
+        let (mut table, fault) = chain::read(disk, &boot, sector.unwrap_or(native)).map_err(unreadable)?;
+        bsd::add(disk, &mut table, sector.unwrap_or(native)).map_err(unreadable)?;
+        (table, fault)
     };
-    Ok(Some(with_warnings(table, disk)))
+    Ok(Some(found))
+}
+
+/// Writes the broken one of a GPT's two tables anew from the other, and says what it did; `None` if there was nothing to do.
+pub fn repair_gpt(disk: &Disk, sector: Option<u32>) -> Result<Option<&'static str>, MountError> {
+    let boot = read_boot_sector(disk)?.filter(|boot| boot.records().iter().any(|record| record.kind == 0xee));
+    if boot.is_none() {
+        return Err(MountError::usage("only a GPT can be repaired, and this is none"));
+    }
+    gpt::repair(disk, &gpt_sectors(disk, sector)).map_err(|errno| match errno {
+        Errno::ENOENT => {
+            MountError::corrupt("neither the table at the start nor the backup at the end is intact")
+        }
+        Errno::ENOSPC => MountError::corrupt("there is no room for the missing table where it belongs"),
+        errno => MountError::system(errno, format!("the table cannot be repaired: {}", errno.desc())),
+    })
+}
+
+/// The sizes of a sector with which a GPT is looked for.
+fn gpt_sectors(disk: &Disk, sector: Option<u32>) -> Vec<u32> {
+    match (sector, disk.geometry().logical_sector) {
+        (Some(sector), _) => vec![sector],
+        (None, 512) => vec![512, 4096],
+        (None, native) => vec![native, 512, 4096],
+    }
 }
 
 /// The GPT that the records of `boot` protect.
 fn read_gpt(disk: &Disk, boot: &BootSector, sector: Option<u32>) -> Result<PartitionTable, MountError> {
     let native = disk.geometry().logical_sector;
-    let sectors = match sector {
-        Some(sector) => vec![sector],
-        None if native == 512 => vec![512, 4096],
-        None => vec![native, 512, 4096],
-    };
+    let sectors = gpt_sectors(disk, sector);
     let hybrid = boot.records().iter().any(|record| record.kind != 0xee);
     if let Some(mut table) = gpt::read(disk, &sectors).map_err(unreadable)? {
         if hybrid {
@@ -85,7 +124,7 @@ fn read_gpt(disk: &Disk, boot: &BootSector, sector: Option<u32>) -> Result<Parti
         return Ok(table);
     }
     if hybrid {
-        let mut table = chain::read(disk, boot, sector.unwrap_or(native)).map_err(unreadable)?;
+        let (mut table, _) = chain::read(disk, boot, sector.unwrap_or(native)).map_err(unreadable)?;
         table.partitions.retain(|partition| partition.kind != "0xee");
         table.report.warn("the GPT is damaged, at the start and at the end of the disk; its MBR was used");
         return Ok(table);
@@ -126,7 +165,7 @@ fn is_sound(records: &[record::Record], disk: &Disk, sector: u32) -> bool {
 }
 
 /// Adds what can be wrong with partitions of either kind.
-fn with_warnings(mut table: PartitionTable, disk: &Disk) -> PartitionTable {
+fn with_warnings((mut table, mut fault): WithFault, disk: &Disk) -> WithFault {
     for partition in &table.partitions {
         let number = partition.number;
         if partition.offset >= disk.size() {
@@ -135,15 +174,19 @@ fn with_warnings(mut table: PartitionTable, disk: &Disk) -> PartitionTable {
             table.report.warn(format!("partition {number} is cut off by the end of the disk"));
         }
     }
-    let is_container = |partition: &Partition| matches!(&*partition.kind, "0x05" | "0x0f" | "0x85");
+    let is_container = |partition: &Partition| {
+        matches!(&*partition.kind, "0x05" | "0x0f" | "0x85" | "0xa5" | "0xa6" | "0xa9")
+    };
     let mut sorted: Vec<&Partition> = table.partitions.iter().filter(|p| !is_container(p)).collect();
     sorted.sort_unstable_by_key(|partition| partition.offset);
     for pair in sorted.windows(2) {
         if pair[0].offset + pair[0].size > pair[1].offset {
-            table.report.warn(format!("partitions {} and {} overlap", pair[0].number, pair[1].number));
+            let overlap = format!("partitions {} and {} overlap", pair[0].number, pair[1].number);
+            table.report.warn(overlap.clone());
+            fault.get_or_insert(overlap);
         }
     }
-    table
+    (table, fault)
 }
 
 fn unreadable(errno: Errno) -> MountError {
@@ -229,11 +272,22 @@ fn partition_report(partition: &Partition) -> Report {
 /// The type `mbr`.
 pub struct Mbr;
 
-const OPTIONS: &[OptionSpec] = &[OptionSpec::with_value(
-    "sector",
-    "BYTES",
-    "What the table counts in: 512, 1024, 2048 or 4096. By default the sector of the device; a GPT is searched with 512 and 4096.",
-)];
+const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::with_value(
+        "sector",
+        "BYTES",
+        "What the table counts in: 512, 1024, 2048 or 4096. By default the sector of the device; a GPT is searched with 512 and 4096.",
+    ),
+    OptionSpec::flag(
+        "repair",
+        "Write the broken one of a GPT's two tables anew from the other before anything else.",
+    ),
+    DeviceNode::OPTIONS[0],
+    DeviceNode::OPTIONS[1],
+    DeviceNode::OPTIONS[2],
+    DeviceNode::OPTIONS[3],
+    DeviceNode::OPTIONS[4],
+];
 
 /// Takes `sector=` out of a list.
 pub fn take_sector(options: &mut Options) -> Result<Option<u32>, OptionsError> {
@@ -250,7 +304,7 @@ impl Module for Mbr {
     }
 
     fn aliases(&self) -> &'static [&'static str] {
-        &["gpt", "partx", "umdevmbr", "vudevpartx"]
+        &["gpt", "partx", "umdevmbr", "vudevpartx", "vd", "vdi", "umdevvd", "vudevvdi"]
     }
 
     fn summary(&self) -> &'static str {
@@ -265,9 +319,18 @@ impl Module for Mbr {
         OPTIONS
     }
 
+    fn writable(&self) -> bool {
+        true
+    }
+
     fn manual(&self) -> &'static str {
-        "Shows a disk and its partitions, with logical ones from number 5 on. A GPT whose table at the start of the disk \
-         is damaged is read from its backup at the end, with a warning. Tables are read, not written."
+        "Shows a disk and its partitions: as `disk`, `disk1`, `disk2` and so on in a directory, where it is mounted through FUSE; as block \
+         devices in a view. Each can be read and written in place. The table is changed by fdisk, sfdisk, sgdisk or parted on `disk`; the \
+         partitions follow when it is closed, or when `blockdev --rereadpt` asks for it, but not while one of them is in use.\n\n\
+         Tables are MBR, with logical partitions from number 5 on, and GPT; to read only, also Apple partition maps, and BSD labels inside \
+         an MBR partition. A GPT whose table at the start of the disk is damaged is read from its backup at the end, with a \
+         warning; `-o repair` writes it anew. A table whose chain of logical partitions turns back, or whose partitions overlap, is refused \
+         by name, unless it is mounted with `-o ro`. A disk without a table has no partitions until somebody makes one."
     }
 
     /// A disk whose table is damaged beyond reading is still one of ours.
@@ -286,11 +349,35 @@ impl Module for Mbr {
 
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
         let sector = take_sector(&mut request.options)?;
-        let drive = PartitionedDisk::open(request.disk()?, sector)?;
-        if drive.table().is_none() {
-            return Err(no_table());
+        let repair = request.options.take_flag("repair")?;
+        let disk = request.disk()?;
+        let writable = !request.read_only && !disk.is_read_only();
+        if repair {
+            if !writable {
+                return Err(MountError::usage("repair wants to write, and the disk cannot be written"));
+            }
+            if let Some(done) = repair_gpt(&disk, sector)? {
+                tracing::warn!("{}: {done}", disk.name());
+            }
         }
-        Ok(Object::Disk(Arc::new(drive)))
+        match read_with_fault(&disk, sector) {
+            Ok(Some((_, Some(fault)))) if writable => {
+                return Err(MountError::corrupt(format!("{fault}; -o ro shows what there is")));
+            }
+            Ok(Some((table, _))) => {
+                if let Some(Value::List(warnings)) = table.report.find("warnings") {
+                    warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", disk.name()));
+                }
+            }
+            Ok(None) => {
+                tracing::warn!(
+                    "{}: there is no partition table, so there are no partitions yet",
+                    disk.name()
+                );
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Object::Disk(Arc::new(PartitionedDisk::open(disk, sector)?)))
     }
 }
 

@@ -450,3 +450,134 @@ impl Random {
         (self.0 % limit as u64) as usize
     }
 }
+
+/// Whichever of the two tables is broken is made anew from the other; sgdisk has no complaint then.
+#[test]
+fn a_broken_table_of_a_gpt_is_repaired_on_request() {
+    let program = ["sgdisk", "-n", "1:2048:+2M", "-n", "2:0:+1M"];
+    let Some(file) = made_by(&program, "", 16 * MIB) else { return };
+    let good = std::fs::read(file.path()).unwrap();
+    let last = good.len() - 512;
+    let breaks: [(&str, std::ops::Range<usize>); 4] = [
+        ("primary header", 512..1024),
+        ("primary array", 1024..1100),
+        ("backup header", last..last + 512),
+        ("backup array", last - 512 * 32..last - 512 * 31),
+    ];
+    for (what, range) in breaks {
+        let mut bytes = good.clone();
+        bytes[range].fill(0);
+        let disk = disk(bytes);
+        assert!(veduta_mbr::repair_gpt(&disk, None).unwrap().is_some(), "{what}");
+        assert_eq!(veduta_mbr::repair_gpt(&disk, None).unwrap(), None, "{what}: once is enough");
+        let repaired = disk.read_vec(0, good.len()).unwrap();
+        assert!(repaired == good, "{what}: the same bytes as before");
+        assert_eq!(warnings(&table(&repaired)), "", "{what}");
+    }
+    // A disk that grew: the backup stays where the primary says it is.
+    let mut grown = good.clone();
+    grown[last..].fill(0);
+    grown.resize(20 * MIB, 0);
+    let disk = disk(grown);
+    assert!(veduta_mbr::repair_gpt(&disk, None).unwrap().is_some());
+    assert_eq!(warnings(&table(&disk.read_vec(0, 20 * MIB).unwrap())), "");
+    let mut none = good;
+    none[512..1024].fill(0);
+    none[last..].fill(0);
+    let message = veduta_mbr::repair_gpt(&self::disk(none), None).unwrap_err().message;
+    assert!(message.contains("neither"), "{message}");
+}
+
+/// As parted shows it.
+#[test]
+fn an_apple_partition_map_is_read() {
+    let Some(file) = made_by(&["true"], "", 16 * MIB) else { return };
+    let path = file.path().to_str().unwrap();
+    let words = ["parted", "-s", path, "mklabel", "mac", "mkpart", "one", "hfs+", "2048s", "10000s"];
+    if !Command::new("eatmydata").args(words).stderr(Stdio::null()).status().unwrap().success() {
+        return missing("parted").unwrap_or(());
+    }
+    let printed = Command::new("parted").args(["-s", "-m", path, "unit", "s", "print"]).output().unwrap();
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = printed.lines().skip(2).map(|line| line.split(':').collect()).collect();
+    assert!(rows.len() >= 2, "{printed}");
+    let table = table(&std::fs::read(path).unwrap());
+    assert_eq!(table.scheme, "apm");
+    for row in rows {
+        let number: u32 = row[0].parse().unwrap();
+        let found = table.partitions.iter().find(|partition| partition.number == number).unwrap();
+        let sectors = |text: &str| text.trim_end_matches('s').parse::<u64>().unwrap();
+        assert_eq!((found.offset / 512, found.size / 512), (sectors(row[1]), sectors(row[3])), "{row:?}");
+    }
+}
+
+/// A label as FreeBSD writes it: starts count from the partition that holds it.
+#[test]
+fn a_bsd_label_in_a_partition_adds_its_own() {
+    let mut bytes = vec![0; 16 * MIB];
+    record(&mut bytes, 0, 0, (0xa5, 2048, 20_000));
+    let label = 2049 * 512;
+    for at in [0, 132] {
+        bytes[label + at..label + at + 4].copy_from_slice(&0x8256_4557_u32.to_le_bytes());
+    }
+    bytes[label + 138] = 4;
+    for (index, (sectors, start, kind)) in
+        [(4000_u32, 16_u32, 7_u8), (1000, 5000, 1), (20_000, 0, 0), (900_000, 7000, 7)]
+            .into_iter()
+            .enumerate()
+    {
+        let at = label + 148 + index * 16;
+        bytes[at..at + 4].copy_from_slice(&sectors.to_le_bytes());
+        bytes[at + 4..at + 8].copy_from_slice(&start.to_le_bytes());
+        bytes[at + 12] = kind;
+    }
+    let table = table(&bytes);
+    let rows: Vec<(u32, u64, &str)> =
+        table.partitions.iter().map(|one| (one.number, one.offset / 512, &*one.kind_name)).collect();
+    assert_eq!(rows, [(1, 2048, "FreeBSD"), (5, 2064, "BSD UFS"), (6, 5000, "BSD swap")]);
+    assert!(warnings(&table).contains("leaves it"), "{}", warnings(&table));
+}
+
+/// Written to, such a disk would destroy what another partition holds.
+#[test]
+fn a_table_that_contradicts_itself_is_mounted_to_read_only() {
+    struct One(Disk);
+    impl veduta_api::World for One {
+        fn disk(&self, _: &std::ffi::OsStr, _: bool) -> std::result::Result<Disk, veduta_api::MountError> {
+            Ok(self.0.clone())
+        }
+        fn tree(
+            &self,
+            _: &std::ffi::OsStr,
+        ) -> std::result::Result<(Arc<dyn veduta_api::Filesystem>, veduta_api::Ino), veduta_api::MountError>
+        {
+            Err(veduta_api::MountError::usage("no tree"))
+        }
+        fn link(
+            &self,
+            _: &std::ffi::OsStr,
+        ) -> std::result::Result<Arc<dyn veduta_api::Link>, veduta_api::MountError> {
+            Err(veduta_api::MountError::usage("no link"))
+        }
+    }
+    let mut overlapping = vec![0; 4 * MIB];
+    record(&mut overlapping, 0, 0, (0x83, 64, 1000));
+    record(&mut overlapping, 0, 1, (0x83, 1000, 1000));
+    for (bytes, words) in
+        [(overlapping, "partitions 1 and 2 overlap"), (chain(&[(0, 10), (10, 10)]), "turns back")]
+    {
+        let world = One(disk(bytes));
+        let mount = |read_only| {
+            let source = std::ffi::OsStr::new("disk.img");
+            Mbr.mount(&mut veduta_api::Request {
+                source,
+                options: Options::default(),
+                read_only,
+                world: &world,
+            })
+        };
+        assert!(mount(true).is_ok());
+        let error = mount(false).unwrap_err();
+        assert!(error.message.contains(words), "{error}");
+    }
+}

@@ -7,13 +7,18 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nix::unistd::{getegid, geteuid};
 use tracing::level_filters::LevelFilter;
 use veduta_api::{
-    Module, MountError, MountErrorKind, Object, OptionSpec, Options, OptionsError, Request, SourceKind, World,
+    DeviceNode, Filesystem, Module, MountError, MountErrorKind, Object, OptionSpec, Options, OptionsError,
+    Request, SourceKind, World,
 };
+
+use veduta_disk::DriveTree;
 
 use crate::daemon::{self, Front, Guardian, Side};
 use crate::log;
@@ -228,7 +233,11 @@ impl Driver<'_> {
             eprintln!("{}: mounted read-only: {} cannot be written yet", self.program, self.module.name());
         }
         host.mount.read_only |= !self.module.writable();
-        let world = (self.world)(options)?;
+        // The words of a source are not those of a type that has none.
+        let world = match self.module.source() {
+            SourceKind::None => (self.world)(&mut Options::default())?,
+            _ => (self.world)(options)?,
+        };
         options.check(self.module.options())?;
         Ok((host, world))
     }
@@ -271,8 +280,13 @@ impl Driver<'_> {
             read_only: host.mount.read_only,
             world,
         };
-        let tree = match self.module.mount(&mut request)? {
+        let tree: Arc<dyn Filesystem> = match self.module.mount(&mut request)? {
             Object::Tree(tree) => tree,
+            Object::Disk(drive) => {
+                let looks = DeviceNode::from_options(&self.mount.options)?;
+                let owner = (geteuid().as_raw(), getegid().as_raw());
+                Arc::new(DriveTree::new(drive, looks, owner))
+            }
             _ => {
                 let message =
                     format!("{} is no type of files, and cannot be mounted here", self.module.name());

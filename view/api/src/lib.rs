@@ -47,6 +47,7 @@ mod filesystem;
 mod interrupt;
 mod link;
 mod module;
+mod node;
 mod options;
 mod report;
 mod stack;
@@ -60,6 +61,7 @@ pub use filesystem::{
 pub use interrupt::{Interrupt, InterruptScope};
 pub use link::Link;
 pub use module::{Module, MountError, MountErrorKind, Object, Request, SourceKind, World};
+pub use node::DeviceNode;
 pub use options::{OptionSpec, Options, OptionsError};
 pub use report::{Report, Value};
 pub use stack::{Message, NetStack, Shutdown, Socket, SocketAddress};

@@ -130,6 +130,8 @@ EXIT STATUS
         #[arg(default_value = "")]
         what: String,
     },
+    /// Work with disks and their images: list partitions, create, convert, serve
+    Disk(Disk),
     /// Tell what this machine allows, what that means, and what to do for more
     Doctor(Doctor),
     /// List the types that can be mounted, or the options of one
@@ -273,6 +275,89 @@ pub(crate) struct Cp {
     /// What to copy: IMAGE:PATH, one or more; then where to: a file or directory of this system
     #[arg(required = true, num_args = 2.., value_name = "IMAGE:PATH... DEST")]
     pub(crate) paths: Vec<OsString>,
+}
+
+/// `veduta disk`
+#[derive(Args)]
+pub(crate) struct Disk {
+    /// What to do with a disk
+    #[command(subcommand)]
+    pub(crate) command: DiskCommand,
+}
+
+/// The commands of `veduta disk`.
+#[derive(Subcommand)]
+pub(crate) enum DiskCommand {
+    /// List the partitions of a disk, with what each holds
+    ///
+    /// For each partition its number, start, size, type, name, UUID, and the filesystem in it with its label and how much of it is used, where
+    /// that is a type that can be mounted. A disk without a table is one line.
+    List {
+        /// Options of the source, as for `veduta mount`
+        #[arg(short, long, value_name = "LIST")]
+        options: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// An image or a block device
+        source: OsString,
+    },
+    /// Make an empty image
+    #[command(after_help = "\
+EXAMPLES
+  veduta disk create -f qcow2 20G disk.qcow2
+  veduta disk create -f qcow2 -b base.qcow2 work.qcow2    as large as what is below it")]
+    Create {
+        /// raw, qcow2, vdi, vhd, vhd-fixed, vhdx or vmdk
+        #[arg(short, long, default_value = "raw")]
+        format: String,
+        /// The image below it, which stays as it is (qcow2)
+        #[arg(short, long, value_name = "FILE")]
+        backing: Option<OsString>,
+        /// The size, such as 64M or 20G (may be left out with -b), and the file
+        #[arg(required = true, num_args = 1..=2, value_name = "[SIZE] FILE")]
+        words: Vec<OsString>,
+    },
+    /// Copy a disk into a new image, perhaps of another format
+    ///
+    /// Copies what may hold something other than zeros. SOURCE is anything that can be mounted: an image of any format, a partition of one, a block
+    /// device. DEST must not exist, and is there only when it is complete.
+    Convert {
+        /// The format of DEST: raw, qcow2, vdi, vhd, vhd-fixed, vhdx or vmdk
+        #[arg(short = 'f', long)]
+        to: String,
+        /// Options of the source, as for `veduta mount`
+        #[arg(short, long, value_name = "LIST")]
+        options: Vec<String>,
+        /// An image, a block device, or a partition of either
+        source: OsString,
+        /// The image to be made
+        dest: PathBuf,
+    },
+    /// Serve a disk to QEMU and others by the NBD protocol, until told to end
+    ///
+    /// Serves on a Unix socket, which appears when the disk is ready, to any number of clients. SIGINT or SIGTERM ends it: the disk is flushed and the socket
+    /// removed.
+    #[command(after_help = "\
+EXAMPLE
+  veduta disk serve --nbd /tmp/disk.sock disk.vhdx &
+  qemu-img convert -O raw nbd+unix:///?socket=/tmp/disk.sock disk.img")]
+    Serve {
+        /// The socket
+        #[arg(long, value_name = "SOCKET")]
+        nbd: PathBuf,
+        /// Let nobody change it
+        #[arg(short, long)]
+        read_only: bool,
+        /// End when the first client has left
+        #[arg(long)]
+        once: bool,
+        /// Options of the source, as for `veduta mount`
+        #[arg(short, long, value_name = "LIST")]
+        options: Vec<String>,
+        /// An image, a block device, or a partition of either
+        source: OsString,
+    },
 }
 
 /// `veduta doctor`

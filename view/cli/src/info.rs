@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 
-use veduta_api::{Disk, MountError, Options, Partition, PartitionTable, Report, Value, World};
+use veduta_api::{Disk, MountError, Options, Partition, PartitionTable, Report, Value};
 use veduta_disk::HostWorld;
 
 use crate::args;
@@ -29,9 +29,12 @@ fn report(args: &args::Info) -> Result<Report, Failure> {
     let mut options = source::options(&args.reading.options)?;
     let world = HostWorld::from_options(&mut options).map_err(|error| Failure::usage(error.0))?;
     let failed = |error: MountError| Failure::mount(None, &args.source, &error);
-    let disk = world.disk(&args.source, false).map_err(failed)?;
+    let (disk, layers) = world.open(&args.source, false).map_err(failed)?;
     let mut report = Report::new();
     report.put("source", args.source.to_string_lossy().as_ref());
+    if !layers.is_empty() {
+        report.put("layers", layers);
+    }
     report.put("image_size", Value::Bytes(disk.size()));
     if let Some(allocated) = allocated(&args.source) {
         report.put("allocated", Value::Bytes(allocated));

@@ -4,6 +4,7 @@
 
 mod args;
 mod copy;
+mod disk;
 mod doctor;
 mod failure;
 mod info;
@@ -13,6 +14,7 @@ mod modules;
 mod mount;
 mod progress;
 mod render;
+mod serve;
 mod source;
 mod tour;
 mod types;
@@ -69,6 +71,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Ls(args) => look::ls(args)?,
         Command::Cat(args) => look::cat(args)?,
         Command::Cp(args) => copy::run(args)?,
+        Command::Disk(args) => disk::run(args)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Types(args) => types::run(args)?,
         Command::Tour => tour::run()?,

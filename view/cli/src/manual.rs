@@ -32,7 +32,11 @@ fn write_all(dir: &Path) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::system(format!("{}: {error}", dir.display()));
     std::fs::create_dir_all(dir).map_err(failed)?;
     let mut names = vec!["veduta".to_owned()];
-    names.extend(commands().map(|command| command.get_name().to_owned()));
+    for command in commands() {
+        names.push(command.get_name().to_owned());
+        let below = command.get_subcommands().filter(|below| below.get_name() != "help");
+        names.extend(below.map(|below| format!("{}-{}", command.get_name(), below.get_name())));
+    }
     names.extend(modules::ALL.iter().filter_map(|module| program(*module)));
     for name in &names {
         let file = if name.starts_with("um") || name == "veduta" {
@@ -54,9 +58,16 @@ fn commands() -> impl Iterator<Item = clap::Command> {
     all.into_iter()
 }
 
-/// The name of a tree module's own program.
+/// The command of a command: `disk-list`.
+fn below(name: &str) -> Option<(&str, clap::Command)> {
+    let (command, rest) = name.split_once('-')?;
+    let found = commands().find(|found| found.get_name() == command)?;
+    Some((command, found.find_subcommand(rest)?.clone()))
+}
+
+/// The name of a module's own program.
 fn program(module: &dyn Module) -> Option<String> {
-    let name = format!("umfuse{}", module.name());
+    let name = modules::program_name(module);
     modules::for_program(name.as_ref()).is_some_and(|found| found.name() == module.name()).then_some(name)
 }
 
@@ -68,6 +79,10 @@ fn page_of(name: &str) -> Result<Vec<u8>, Failure> {
     } else if let Some(command) = commands().find(|command| command.get_name() == name) {
         let command = command.name(format!("veduta-{name}")).bin_name(format!("veduta {name}"));
         Man::new(command).render(&mut page).map_err(failed)?;
+    } else if let Some((command, below)) = below(name) {
+        let bin_name = format!("veduta {command} {}", below.get_name());
+        let below = below.name(format!("veduta-{name}")).bin_name(bin_name);
+        Man::new(below).render(&mut page).map_err(failed)?;
     } else if let Some(module) = modules::for_program(name.as_ref()) {
         driver_page(name, module).to_writer(&mut page).map_err(failed)?;
     } else {

@@ -6,8 +6,15 @@ use veduta_api::{Disk, Module, MountError, SourceKind};
 
 /// All types, in the order in which `-t auto` asks them. Types whose mark lies deep in the disk stand before those whose
 /// mark is a boot sector that others carry too: a hybrid ISO image also has a partition table.
-pub(crate) const ALL: &[&dyn Module] =
-    &[&veduta_iso9660::Iso9660, &veduta_ext2::Ext2, &veduta_fat::Fat, &veduta_mbr::Mbr, &veduta_hello::Hello];
+pub(crate) const ALL: &[&dyn Module] = &[
+    &veduta_iso9660::Iso9660,
+    &veduta_ext2::Ext2,
+    &veduta_fat::Fat,
+    &veduta_mbr::Mbr,
+    &veduta_ramdisk::Ramdisk,
+    &veduta_null::Null,
+    &veduta_hello::Hello,
+];
 
 /// The type that `name` is the name or an alias of.
 pub(crate) fn find(name: &str) -> Option<&'static dyn Module> {
@@ -35,6 +42,12 @@ pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
             })
         })
         .flatten()
+}
+
+/// The name of a type's own program: `umdevmbr` if it makes disks and says so, else `umfuseext2`.
+pub(crate) fn program_name(module: &dyn Module) -> String {
+    let device = format!("umdev{}", module.name());
+    if module.aliases().contains(&&*device) { device } else { format!("umfuse{}", module.name()) }
 }
 
 /// The type that the content of a disk is of. `None` if no module knows it.

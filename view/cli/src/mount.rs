@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use veduta_api::{Errno, MountError, MountErrorKind, World};
+use veduta_api::{Errno, MountError, MountErrorKind};
 use veduta_disk::HostWorld;
 use veduta_fuse::{MountCommand, MountPoint};
 
@@ -15,22 +15,25 @@ use crate::{modules, source};
 /// Finds the type and mounts. Returns when the mount answers (or, in the foreground, when it has ended).
 pub(crate) fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
     let options = source::options(&args.reading.options)?;
-    let module = match args.reading.type_name.as_str() {
+    let (module, source) = match args.reading.type_name.as_str() {
         "auto" => {
             let mut options = options.clone();
             let world = HostWorld::from_options(&mut options).map_err(|error| Failure::usage(error.0))?;
             source::pick(&args.source, &world)?
         }
-        name => modules::named(name).map_err(|error| Failure::usage(error.message))?,
+        name => {
+            let module = modules::named(name).map_err(|error| Failure::usage(error.message))?;
+            (module, args.source.clone())
+        }
     };
     let command = MountCommand {
-        source: args.source.clone(),
+        source,
         point: args.dir.clone(),
         options,
         foreground: args.foreground,
         debug: args.debug,
     };
-    Ok(veduta_fuse::mount_main(module, &format!("umfuse{}", module.name()), command))
+    Ok(veduta_fuse::mount_main(module, &modules::program_name(module), command))
 }
 
 /// Ends mounts, and says of each that could not be ended why.
@@ -68,7 +71,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn wait_until_written(source: &OsStr) -> Result<(), MountError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match HostWorld::default().disk(source, false) {
+        match HostWorld::default().check_unused(source) {
             Err(error) if error.errno == Errno::EBUSY && Instant::now() >= deadline => {
                 let message = format!("unmounted, but not yet written out: {}", error.message);
                 return Err(MountError::system(Errno::ETIMEDOUT, message));

@@ -12,6 +12,8 @@ pub(crate) struct Progress {
     is_terminal: bool,
     files: u64,
     bytes: u64,
+    /// Bytes in all, where that is known; then files are not counted.
+    total: Option<u64>,
 }
 
 impl Progress {
@@ -21,7 +23,12 @@ impl Progress {
 
     pub(crate) fn new() -> Self {
         let is_terminal = std::io::stderr().is_terminal();
-        Self { shown: None, started: Instant::now(), is_terminal, files: 0, bytes: 0 }
+        Self { shown: None, started: Instant::now(), is_terminal, files: 0, bytes: 0, total: None }
+    }
+
+    /// Of one piece of work whose size is known.
+    pub(crate) fn of(total: u64) -> Self {
+        Self { total: Some(total), ..Self::new() }
     }
 
     /// One more file is done.
@@ -44,12 +51,14 @@ impl Progress {
         if self.is_terminal && due {
             self.shown = Some(Instant::now());
             let rate = self.bytes as f64 / self.started.elapsed().as_secs_f64();
-            eprint!(
-                "\r{} files, {} ({}/s)\x1b[K",
-                self.files,
-                render::bytes(self.bytes),
-                render::bytes(rate as u64)
-            );
+            let (done, rate) = (render::bytes(self.bytes), render::bytes(rate as u64));
+            match self.total {
+                Some(total) => {
+                    let percent = self.bytes as f64 * 100.0 / total.max(1) as f64;
+                    eprint!("\r{percent:.0}%, {done} of {} ({rate}/s)\x1b[K", render::bytes(total));
+                }
+                None => eprint!("\r{} files, {done} ({rate}/s)\x1b[K", self.files),
+            }
             let _ = std::io::stderr().flush();
         }
     }

@@ -89,23 +89,44 @@ pub(crate) fn open(source: &OsStr, reading: &Reading) -> Result<Arc<dyn Filesyst
     let mut options = options(&reading.options)?;
     let world = HostWorld::from_options(&mut options).map_err(|error| Failure::usage(error.0))?;
     let _ = options.take_flag("ro");
-    let module = match reading.type_name.as_str() {
+    let (module, source) = match reading.type_name.as_str() {
         "auto" => pick(source, &world)?,
-        name => modules::named(name).map_err(|error| Failure::usage(error.message))?,
+        name => (modules::named(name).map_err(|error| Failure::usage(error.message))?, source.to_owned()),
     };
-    open_as(module, source, options, &world)
-        .map_err(|error| Failure::mount(Some(module.name()), source, &error))
+    open_as(module, &source, options, &world)
+        .map_err(|error| Failure::mount(Some(module.name()), &source, &error))
 }
 
-/// The type of a source, found by looking. A disk with partitions is an error that lists them.
-pub(crate) fn pick(source: &OsStr, world: &HostWorld) -> Result<&'static dyn Module, Failure> {
+/// The type of a source, found by looking, and the source itself, or the one partition of it that holds a filesystem. A disk with several is an
+/// error that lists them.
+pub(crate) fn pick(source: &OsStr, world: &HostWorld) -> Result<(&'static dyn Module, OsString), Failure> {
     let failed = |error: &MountError| Failure::mount(None, source, error);
     let disk = world.disk(source, false).map_err(|error| failed(&error))?;
     match look(&disk).map_err(|error| failed(&error))? {
-        Found::Type(module) => Ok(module),
-        Found::Table(table) => Err(failed(&MountError::usage(partitions_sentence(source, &table)))),
+        Found::Type(module) => Ok((module, source.to_owned())),
+        Found::Table(table) => match only_filesystem(&disk, &table) {
+            Some((module, number)) => {
+                let mut source = source.to_owned();
+                source.push(format!("#{number}"));
+                Ok((module, source))
+            }
+            None => Err(failed(&MountError::usage(partitions_sentence(source, &table)))),
+        },
         Found::Nothing => Err(failed(&MountError::wrong_type(unknown_sentence(&disk)))),
     }
+}
+
+/// The one partition with a filesystem that can be mounted, if there is exactly one.
+fn only_filesystem(disk: &Disk, table: &PartitionTable) -> Option<(&'static dyn Module, u32)> {
+    let mut found = table.partitions.iter().filter_map(|partition| {
+        let window = disk.window(partition.offset, partition.size, disk.name()).ok()?;
+        match look(&window) {
+            Ok(Found::Type(module)) => Some((module, partition.number)),
+            _ => None,
+        }
+    });
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
 }
 
 /// What the content of a disk is.
