@@ -6,8 +6,14 @@ use veduta_api::{Disk, Module, MountError, SourceKind};
 
 /// All types, in the order in which `-t auto` asks them. Types whose mark lies deep in the disk stand before those whose
 /// mark is a boot sector that others carry too: a hybrid ISO image also has a partition table.
-pub(crate) const ALL: &[&dyn Module] =
-    &[&veduta_iso9660::Iso9660, &veduta_ext2::Ext2, &veduta_fat::Fat, &veduta_mbr::Mbr, &veduta_hello::Hello];
+pub(crate) const ALL: &[&dyn Module] = &[
+    &veduta_iso9660::Iso9660,
+    &veduta_ext2::Ext2,
+    &veduta_fat::Fat,
+    &veduta_mbr::Mbr,
+    &veduta_viewfs::Viewfs,
+    &veduta_hello::Hello,
+];
 
 /// The type that `name` is the name or an alias of.
 pub(crate) fn find(name: &str) -> Option<&'static dyn Module> {
@@ -26,7 +32,7 @@ pub(crate) fn named(name: &str) -> Result<&'static dyn Module, MountError> {
 pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
     let name = program.to_str()?.rsplit('/').next()?;
     let name = name.strip_prefix("mount.").unwrap_or(name);
-    (name.starts_with("umfuse") || name.starts_with("umdev"))
+    (name.starts_with("umfuse") || name.starts_with("umdev") || name == "umviewfs")
         .then(|| {
             find(name).or_else(|| {
                 ALL.iter().copied().find(|module| {
@@ -61,6 +67,7 @@ mod tests {
             ("/sbin/mount.umfuseext2", "ext2"),
             ("umfuseiso9660", "iso9660"),
             ("umfusehello", "hello"),
+            ("umviewfs", "viewfs"),
         ] {
             assert_eq!(for_program(OsStr::new(program)).map(Module::name), Some(name), "{program}");
         }
