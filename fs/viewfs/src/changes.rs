@@ -659,6 +659,17 @@ impl Tree {
         covered.inspect_err(|_| self.discard(dir.layer, &temporary))
     }
 
+    /// Notes a deletion, whether or not there is something below: for an archive that says so.
+    pub(crate) fn force_whiteout(&self, parent: &Node, name: &OsStr) -> Result<()> {
+        let dir = self.dir_up(parent)?;
+        let _names = parent.names.lock();
+        match self.upper_has(&dir, name)? {
+            There::Nothing => self.make_whiteout(&dir, parent, name),
+            There::Whiteout => Ok(()),
+            There::Something => Err(Errno::EEXIST),
+        }
+    }
+
     /// Makes a whiteout at a name at which the upper layer has nothing.
     fn make_whiteout(&self, dir: &Part, parent: &Node, name: &OsStr) -> Result<()> {
         let fs = self.fs(dir.layer);

@@ -285,9 +285,10 @@ impl Tree {
             perm = Perm::from_mode(real_mode(attr.kind, perm));
         }
         if attr.kind != Kind::Directory {
-            let mark = self.rules.prefix.name("veduta.ino");
+            let mark = self.rules.prefix.name("veduta.origin");
+            let origin = format!("{st_ino} {}.{}", attr.ctime.seconds, attr.ctime.nanos);
             // Links and devices of users have no place for it; their number changes with the next mount.
-            let _ = fs.setxattr(ino, &mark, st_ino.to_string().as_bytes(), XattrMode::Set);
+            let _ = fs.setxattr(ino, &mark, origin.as_bytes(), XattrMode::Set);
         }
         let perm = (attr.kind != Kind::Symlink || virtual_.is_some()).then_some(perm);
         let (atime, mtime) = (Some(SetTime::To(attr.atime)), Some(SetTime::To(attr.mtime)));
@@ -366,13 +367,7 @@ impl Tree {
         if len == attr.size && self.reflink(&*from, to) {
             return Ok(());
         }
-        // A file that takes up as much as it is long has no holes.
-        if attr.blocks.saturating_mul(512) >= attr.size {
-            return copy_range(&*from, to, 0, len);
-        }
-        copy_ranges(&*from, to, len)?;
-        fs.setattr(ino, &SetAttr { size: Some(len), ..SetAttr::default() })?;
-        Ok(())
+        copy_extents(&*from, fs, ino, to, &attr, len)
     }
 
     /// Has the two files share their content.
@@ -415,6 +410,40 @@ pub(crate) fn rename_new(
         Err(Errno::EINVAL) => fs.rename(dir, name, to, new_name, RenameFlags::default()),
         done => done,
     }
+}
+
+/// Copies a whole file, and leaves holes where they are.
+pub(crate) fn copy_file(
+    from: &dyn File,
+    fs: &dyn Filesystem,
+    ino: Ino,
+    to: &dyn File,
+    attr: &Attr,
+) -> Result<()> {
+    if let (Some(source), Some(copy)) = (from.backing(), to.backing()) {
+        if rustix::fs::ioctl_ficlone(copy, source).is_ok() {
+            return Ok(());
+        }
+    }
+    copy_extents(from, fs, ino, to, attr, attr.size)
+}
+
+/// The first `len` bytes of a file with these attributes.
+fn copy_extents(
+    from: &dyn File,
+    fs: &dyn Filesystem,
+    ino: Ino,
+    to: &dyn File,
+    attr: &Attr,
+    len: u64,
+) -> Result<()> {
+    // A file that takes up as much as it is long has no holes.
+    if attr.blocks.saturating_mul(512) >= attr.size {
+        return copy_range(from, to, 0, len);
+    }
+    copy_ranges(from, to, len)?;
+    fs.setattr(ino, &SetAttr { size: Some(len), ..SetAttr::default() })?;
+    Ok(())
 }
 
 /// Copies what is data of the first `len` bytes, and leaves out the holes, one at the end included.

@@ -9,7 +9,7 @@
 //! | `metacopy` | a file | its content is that of the file below |
 //! | `whiteout` | an empty file | there is no such name (otherwise a character device 0/0 says so) |
 //! | `impure` | a directory | it holds what was copied up, whose inode numbers come from below |
-//! | `veduta.ino` | what was copied up | the inode number that it had below |
+//! | `veduta.origin` | what was copied up | the inode number that it had below, and the time of its last change there: `N SECONDS.NANOSECONDS` |
 //! | `veduta.names` | a file with hard links that was copied up | how many names it has in the merged tree |
 //! | `veduta.layers` | the root of an upper layer | the layers below it, one path a line |
 //!
@@ -88,6 +88,8 @@ pub(crate) struct Marks {
     pub(crate) whiteout: bool,
     pub(crate) impure: bool,
     pub(crate) ino: Option<u64>,
+    /// Seconds and nanoseconds of the last change of what was copied up.
+    pub(crate) base: Option<(i64, u32)>,
     pub(crate) names: Option<u32>,
 }
 
@@ -161,7 +163,13 @@ impl Prefix {
                 Some(b"metacopy") => marks.metacopy = true,
                 Some(b"whiteout") => marks.whiteout = true,
                 Some(b"impure") => marks.impure = true,
-                Some(b"veduta.ino") => marks.ino = number(&value),
+                Some(b"veduta.origin") => {
+                    let mut words = value.splitn(2, |byte| *byte == b' ');
+                    marks.ino = words.next().and_then(number);
+                    let mut time = words.next().unwrap_or_default().splitn(2, |byte| *byte == b'.');
+                    let (seconds, nanos) = (time.next().and_then(number), time.next().and_then(number));
+                    marks.base = seconds.zip(nanos);
+                }
                 Some(b"veduta.names") => marks.names = number(&value),
                 Some(_) => {}
             }

@@ -2,6 +2,7 @@
 //!
 //! * [`Viewfs`]: the type, for mounts and views.
 //! * [`Setup`]: the same for a program that has trees and wants one made of them.
+//! * [`Upper`]: an upper layer by itself: what was changed in it, kept, thrown away, packed and unpacked.
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
@@ -31,7 +32,9 @@ mod state;
 mod store;
 mod table;
 mod tree;
+mod upper;
 mod vstat;
 
 pub use options::Viewfs;
 pub use setup::{Mode, Place, Setup};
+pub use upper::{Change, Conflict, Outcome, Upper, Watch, What};

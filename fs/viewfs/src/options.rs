@@ -25,6 +25,10 @@ const OPTIONS: &[OptionSpec] = &[
         "Copy on write: SOURCE takes all changes, and what is at the mount point stays as it is.",
     ),
     OptionSpec::flag("mincow", "As cow, but what the user may change at the mount point is changed there."),
+    OptionSpec::flag(
+        "stacked",
+        "SOURCE takes all changes, over the layers that it was last mounted over, or was made for by `veduta layer create`.",
+    ),
     OptionSpec::with_value(
         "except",
         "PATH",
@@ -132,10 +136,19 @@ impl Module for Viewfs {
     }
 
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
-        let mode = take_mode(&mut request.options)?;
+        let mut mode = take_mode(&mut request.options)?;
+        let stacked = request.options.take_flag("stacked")?;
         let mut setup = take_words(&mut request.options)?;
         setup.read_only = request.read_only;
-        let lowers = take_lowers(&mut request.options)?;
+        let mut lowers = take_lowers(&mut request.options)?;
+        if stacked {
+            if mode.is_some() || !lowers.is_empty() {
+                return Err(MountError::usage("stacked says what lies below: no mode, and no lowerdir="));
+            }
+            let source = request.source.to_owned();
+            lowers = recorded(&place(request, &source).map_err(|error| named("SOURCE", &source, &error))?)?;
+            mode = Some(Mode::Cow);
+        }
         let upper = request.options.take_value("upperdir")?.map(OsString::from);
         if let Some(work) = request.options.take_value("workdir")? {
             place(request, OsStr::new(&work)).map_err(|error| named("workdir", OsStr::new(&work), &error))?;
@@ -163,6 +176,14 @@ impl Module for Viewfs {
         setup.own_permissions = is_cow && !rustix::process::geteuid().is_root();
         Ok(Object::Tree(setup.mount()?))
     }
+}
+
+fn recorded(upper: &Place) -> Result<Vec<OsString>, MountError> {
+    let layers = crate::upper::read_record(upper)?.1;
+    if layers.is_empty() {
+        return Err(MountError::usage("it has no record of the layers below it: give lowerdir="));
+    }
+    Ok(layers)
 }
 
 fn take_mode(options: &mut Options) -> Result<Option<Mode>, MountError> {

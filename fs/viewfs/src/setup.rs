@@ -83,6 +83,8 @@ pub struct Setup {
     pub renew: bool,
     /// Marks are kept as `user.overlay.*` also by root.
     pub user_xattr: bool,
+    /// The layers below are not written down.
+    pub no_record: bool,
     /// The tree decides who may do what: whatever the user of this process may. For a view, and for a mount that is nobody
     /// else's.
     pub own_permissions: bool,
@@ -159,7 +161,7 @@ impl Setup {
     }
 
     /// Root's attributes where they can be set; in a namespace of a user they cannot.
-    fn prefix(&self, places: &[Place], write_to: Option<LayerNumber>) -> Prefix {
+    pub(crate) fn prefix(&self, places: &[Place], write_to: Option<LayerNumber>) -> Prefix {
         if self.user_xattr || !rustix::process::geteuid().is_root() {
             return Prefix::USER;
         }
@@ -191,7 +193,7 @@ impl Setup {
             }
             Err(error) => return Err(error),
         };
-        if usize::from(to) + 1 < union {
+        if usize::from(to) + 1 < union && !self.no_record {
             let names: Vec<OsString> =
                 places[usize::from(to) + 1..].iter().map(|place| place.name.clone()).collect();
             if let Err(errno) = state::record(&*upper.tree, upper.root, prefix, &names) {

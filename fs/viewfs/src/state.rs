@@ -108,6 +108,14 @@ impl State {
     }
 }
 
+/// The links of an upper layer that is only read.
+pub(crate) fn find_links(fs: &dyn Filesystem, root: Ino) -> Result<Option<Ino>> {
+    match find_directory(fs, root, NAME)? {
+        Some(home) => find_directory(fs, home, LINKS),
+        None => Ok(None),
+    }
+}
+
 /// Writes down which layers lie below.
 pub(crate) fn record(fs: &dyn Filesystem, root: Ino, prefix: Prefix, layers: &[OsString]) -> Result<()> {
     let value = layers.join(OsStr::new("\n"));

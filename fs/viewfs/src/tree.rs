@@ -68,6 +68,8 @@ pub(crate) struct Tree {
     spaces: Vec<u64>,
     pub(crate) rules: Rules,
     pub(crate) state: Option<State>,
+    /// The upper layer of a tree that is only read, and its links.
+    links: Option<(LayerNumber, Ino)>,
     pub(crate) table: Mutex<Table>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -186,6 +188,12 @@ impl Tree {
             is_new: false,
         };
         let table = Mutex::new(Table::new(draft));
+        let links = match (&rules.write_to, layers.first()) {
+            (None, Some(upper)) if union > 1 => {
+                state::find_links(&*upper.fs, upper.root)?.map(|links| (0, links))
+            }
+            _ => None,
+        };
         Ok(Arc::new_cyclic(|me| Self {
             layers,
             union,
@@ -193,6 +201,7 @@ impl Tree {
             spaces,
             rules,
             state,
+            links,
             table,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -425,12 +434,18 @@ impl Tree {
 
     /// A file below with hard links may have been copied up under another name.
     fn find_link(&self, found: &mut Found) -> Result<()> {
-        let (Some(to), Some(state)) = (found.write_to, &self.state) else { return Ok(()) };
         let top = found.parts.top();
-        if found.attr.kind != Kind::File || found.attr.nlink < 2 || top.layer <= to || !self.rules.index {
+        let is_below = usize::from(top.layer) < self.union;
+        // A commit takes names away below one by one: who only reads finds the rest of them too.
+        let may_be = found.attr.nlink > 1 || self.links.is_some();
+        if found.attr.kind != Kind::File || !may_be || !is_below || !self.rules.index {
             return Ok(());
         }
-        let Some(links) = state.links() else { return Ok(()) };
+        let written = self.state.as_ref().and_then(State::links).zip(self.rules.write_to);
+        let Some((links, to)) = written.or(self.links.map(|(to, links)| (links, to))) else { return Ok(()) };
+        if top.layer <= to {
+            return Ok(());
+        }
         let upper = self.layer(to);
         let key = state::link_name(usize::from(top.layer), self.union, &found.attr);
         let Some((ino, attr)) = upper.find(links, &key)? else { return Ok(()) };

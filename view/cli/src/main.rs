@@ -7,6 +7,7 @@ mod copy;
 mod doctor;
 mod failure;
 mod info;
+mod layer;
 mod look;
 mod manual;
 mod modules;
@@ -69,6 +70,12 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Ls(args) => look::ls(args)?,
         Command::Cat(args) => look::cat(args)?,
         Command::Cp(args) => copy::run(args)?,
+        Command::Diff(args) => layer::diff(args)?,
+        Command::Commit(args) => return layer::commit(args),
+        Command::Discard(args) => layer::discard(args)?,
+        Command::Export(args) => layer::export(args)?,
+        Command::Import(args) => layer::import(args)?,
+        Command::Layer { action } => layer::named(action)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Types(args) => types::run(args)?,
         Command::Tour => tour::run()?,
