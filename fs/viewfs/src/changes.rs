@@ -673,11 +673,8 @@ impl Tree {
     /// Makes a whiteout at a name at which the upper layer has nothing.
     fn make_whiteout(&self, dir: &Part, parent: &Node, name: &OsStr) -> Result<()> {
         let fs = self.fs(dir.layer);
-        match fs.mknod(dir.ino, name, &own(Kind::CharDevice, 0)) {
-            Ok(entry) => {
-                fs.forget(entry.ino, 1);
-                return Ok(());
-            }
+        match self.state()?.make_whiteout(dir.ino, name) {
+            Ok(()) => return Ok(()),
             Err(Errno::EPERM | Errno::EINVAL | Errno::EOPNOTSUPP) => {}
             Err(error) => return Err(error),
         }
@@ -690,11 +687,8 @@ impl Tree {
     /// Makes a whiteout in the work directory: a device where that is allowed, otherwise a file that is marked, in `dir`, which is
     /// marked too.
     fn whiteout(&self, fs: &dyn Filesystem, work: Ino, temporary: &OsStr, dir: &Part) -> Result<()> {
-        match fs.mknod(work, temporary, &own(Kind::CharDevice, 0)) {
-            Ok(entry) => {
-                fs.forget(entry.ino, 1);
-                return Ok(());
-            }
+        match self.state()?.make_whiteout(work, temporary) {
+            Ok(()) => return Ok(()),
             Err(Errno::EPERM | Errno::EINVAL | Errno::EOPNOTSUPP) => {}
             Err(error) => return Err(error),
         }

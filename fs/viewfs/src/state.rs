@@ -27,6 +27,9 @@ const WORK: &str = "work";
 const LINKS: &str = "links";
 const LOCK: &str = "lock";
 
+/// How many names a whiteout gets: a layer remembers each while it is in use.
+const WHITEOUT_NAMES: u32 = 1000;
+
 pub(crate) struct State {
     fs: Arc<dyn Filesystem>,
     root: Ino,
@@ -34,6 +37,8 @@ pub(crate) struct State {
     /// Where things are made.
     pub(crate) work: Ino,
     links: Mutex<Option<Ino>>,
+    /// A whiteout, of which others are hard links: names cost less than nodes.
+    whiteout: Mutex<Option<(Ino, u32)>>,
     lock: Mutex<Option<Arc<dyn File>>>,
 }
 
@@ -74,7 +79,15 @@ impl State {
         let work = directory(home, WORK).map_err(cannot("its work directory cannot be made"))?;
         empty(&*fs, work).map_err(cannot("its work directory cannot be emptied"))?;
         let links = find_directory(&*fs, home, LINKS).map_err(cannot("its links cannot be read"))?;
-        Ok(Self { fs, root, home, work, links: Mutex::new(links), lock: Mutex::new(Some(lock)) })
+        Ok(Self {
+            fs,
+            root,
+            home,
+            work,
+            links: Mutex::new(links),
+            whiteout: Mutex::new(None),
+            lock: Mutex::new(Some(lock)),
+        })
     }
 
     /// The directory of links, if there is one.
@@ -91,6 +104,29 @@ impl State {
         let made = make_directory(&*self.fs, self.home, OsStr::new(LINKS))?;
         *links = Some(made);
         Ok(made)
+    }
+
+    /// Makes a whiteout at a name that is free. `EPERM`, `EINVAL` or `EOPNOTSUPP` where it cannot be a device.
+    pub(crate) fn make_whiteout(&self, dir: Ino, name: &OsStr) -> Result<()> {
+        let fs = &*self.fs;
+        let mut shared = self.whiteout.lock();
+        if let Some((ino, names)) = shared.as_mut().filter(|(_, names)| *names < WHITEOUT_NAMES) {
+            match fs.link(*ino, dir, name) {
+                Ok(entry) => {
+                    fs.forget(entry.ino, 1);
+                    *names += 1;
+                    return Ok(());
+                }
+                Err(error @ (Errno::EEXIST | Errno::ENOSPC | Errno::EDQUOT)) => return Err(error),
+                // Its last name is gone, or it may have no others.
+                Err(_) => {}
+            }
+        }
+        let entry = fs.mknod(dir, name, &own(Kind::CharDevice, 0))?;
+        if let Some((earlier, _)) = shared.replace((entry.ino, 1)) {
+            fs.forget(earlier, 1);
+        }
+        Ok(())
     }
 
     /// The mount is over.
