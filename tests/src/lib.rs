@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod layers;
 pub mod record;
 
 use std::collections::{HashMap, VecDeque};
@@ -238,7 +239,7 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 }
 
 /// The targets of the fuzzers, by name.
-pub const TARGETS: &[&str] = &["ext2", "fat", "iso9660", "mbr"];
+pub const TARGETS: &[&str] = &["ext2", "fat", "iso9660", "layer", "mbr", "viewfs"];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
 /// it could not be mounted.
@@ -253,6 +254,8 @@ pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
         "fat" => module(&veduta_fat::Fat, bytes, &["", "codepage=850,shortname=lower,iocharset=iso8859-1"]),
         "iso9660" => module(&veduta_iso9660::Iso9660, bytes, &["", "norock", "norock,nojoliet", "eltorito"]),
         "mbr" => module(&veduta_mbr::Mbr, bytes, &[""]),
+        "viewfs" => layers::marks(bytes),
+        "layer" => layers::archive(bytes),
         other => panic!("no target is called {other:?}"),
     }
 }

@@ -31,6 +31,10 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const XATTR: &str = "SCHILY.xattr.";
 
+/// Bytes; the longest name of a file or of an attribute, and the longest value of an attribute.
+const NAME_MAX: usize = 255;
+const VALUE_MAX: usize = 65_536;
+
 impl Upper {
     /// Writes what was changed as an archive, and says how many entries it has.
     pub fn export(&self, to: &mut dyn Write, watch: &mut dyn Watch) -> Result<u64, MountError> {
@@ -265,8 +269,15 @@ fn unpack(tree: &Tree, from: &mut dyn Read, watch: &mut dyn Watch) -> Result<u64
 
 /// The names of a path of an archive. What leads out of the tree is an error.
 fn safe_names(path: &Path) -> io::Result<Vec<OsString>> {
-    super::components(path)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the name leads out of the tree"))
+    let wrong = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let names = super::components(path).map_err(|_| wrong("the name leads out of the tree"))?;
+    if names.iter().any(|name| name.as_bytes().contains(&0)) {
+        return Err(wrong("there is a zero in the name"));
+    }
+    if names.iter().any(|name| name.len() > NAME_MAX) {
+        return Err(io_error(Errno::ENAMETOOLONG));
+    }
+    Ok(names)
 }
 
 fn unpack_one(
@@ -400,6 +411,11 @@ impl Facts {
                 b"gid" => facts.gid = text.parse().unwrap_or(facts.gid),
                 key => {
                     if let Some(name) = key.strip_prefix(XATTR.as_bytes()) {
+                        let is_name = !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&0);
+                        if !is_name || value.len() > VALUE_MAX {
+                            let what = "an attribute whose name or value no file can have";
+                            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                        }
                         facts.xattrs.push((OsStr::from_bytes(name).to_owned(), value.to_vec()));
                     }
                 }

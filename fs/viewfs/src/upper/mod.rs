@@ -53,6 +53,12 @@ impl Upper {
         Ok(Self { place, lower, prefix })
     }
 
+    /// A layer of any tree, over others.
+    pub fn new(place: Place, lower: Vec<Place>) -> Result<Self, MountError> {
+        let (prefix, _) = read_record(&place)?;
+        Ok(Self { place, lower, prefix })
+    }
+
     /// Makes a directory an upper layer over these, and makes the directory if it is missing.
     pub fn create(path: &Path, lower: &[PathBuf]) -> Result<(), MountError> {
         let failed =
