@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod images;
+mod layers;
 pub mod record;
 
 use std::collections::{HashMap, VecDeque};
@@ -239,8 +240,9 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 }
 
 /// The targets of the fuzzers, by name.
-pub const TARGETS: &[&str] =
-    &["ext2", "fat", "iso9660", "mbr", "nbd", "packed", "qcow2", "vdi", "vhd", "vhdx", "vmdk"];
+pub const TARGETS: &[&str] = &[
+    "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "vdi", "vhd", "vhdx", "viewfs", "vmdk",
+];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
 /// it could not be mounted.
@@ -257,6 +259,8 @@ pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
         "mbr" => module(&veduta_mbr::Mbr, bytes, &[""]),
         "nbd" => images::client(bytes),
         "packed" | "qcow2" | "vdi" | "vhd" | "vhdx" | "vmdk" => images::image(bytes),
+        "viewfs" => layers::marks(bytes),
+        "layer" => layers::archive(bytes),
         other => panic!("no target is called {other:?}"),
     }
 }

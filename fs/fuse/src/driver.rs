@@ -14,8 +14,8 @@ use std::time::Duration;
 use nix::unistd::{getegid, geteuid};
 use tracing::level_filters::LevelFilter;
 use veduta_api::{
-    DeviceNode, Filesystem, Module, MountError, MountErrorKind, Object, OptionSpec, Options, OptionsError,
-    Request, SourceKind, World,
+    DeviceNode, Disk, Filesystem, Ino, Link, Module, MountError, MountErrorKind, Object, OptionSpec, Options,
+    OptionsError, Request, SourceKind, World,
 };
 
 use veduta_disk::DriveTree;
@@ -278,7 +278,7 @@ impl Driver<'_> {
             source: &self.mount.source,
             options: self.mount.options.clone(),
             read_only: host.mount.read_only,
-            world,
+            world: &AtPoint { world, point: &self.mount.point },
         };
         let tree: Arc<dyn Filesystem> = match self.module.mount(&mut request)? {
             Object::Tree(tree) => tree,
@@ -334,6 +334,30 @@ impl Driver<'_> {
     fn fail(&self, what: &str, error: &std::io::Error) -> u8 {
         eprintln!("{}: {what}: {error}", self.program);
         SYSTEM
+    }
+}
+
+/// A world, and where in it the mount is to appear.
+struct AtPoint<'a> {
+    world: &'a dyn World,
+    point: &'a Path,
+}
+
+impl World for AtPoint<'_> {
+    fn disk(&self, source: &OsStr, writable: bool) -> Result<Disk, MountError> {
+        self.world.disk(source, writable)
+    }
+    fn tree(&self, source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
+        self.world.tree(source)
+    }
+    fn mount_point(&self) -> Option<&OsStr> {
+        Some(self.point.as_os_str())
+    }
+    fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError> {
+        self.world.link(source)
+    }
+    fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
+        self.world.secret(prompt)
     }
 }
 

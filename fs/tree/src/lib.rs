@@ -2,15 +2,16 @@
 //!
 //! * [`memory`]: a tree in memory; what an archive is filled into.
 //! * [`hostdir`]: a directory of the host system.
+//! * [`listing`]: positions in a directory that others change.
 //! * [`path`]: a tree from a driver that thinks in paths.
 //! * [`walk`]: paths resolved, directories listed, files read.
 
 #![forbid(unsafe_code)]
 
-mod listing;
 mod set_id;
 
 pub mod hostdir;
+pub mod listing;
 pub mod memory;
 pub mod path;
 pub mod walk;

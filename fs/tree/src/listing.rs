@@ -23,8 +23,9 @@ pub struct Listed {
     pub kind: Option<Kind>,
 }
 
+/// The names of one open directory, and their positions. See the head of this file.
 #[derive(Default)]
-pub(crate) struct Listing(Mutex<Slots>);
+pub struct Listing(Mutex<Slots>);
 
 #[derive(Default)]
 struct Slots {
@@ -35,7 +36,7 @@ struct Slots {
 
 impl Listing {
     /// Lists from `position` on; at 0, `read` says what there is now.
-    pub(crate) fn read(
+    pub fn read(
         &self,
         position: u64,
         read: impl FnOnce() -> Result<Vec<Listed>>,

@@ -77,6 +77,12 @@ pub trait File: Send + Sync {
         None
     }
 
+    /// Whether another opening of the same node may have another file behind it, while this one is open: a copy that is made when
+    /// it is first written. A kernel that wants all openings of a node to share one backing file then gets none.
+    fn backing_may_change(&self) -> bool {
+        false
+    }
+
     /// Whether the content is made anew for each opening (info files, pipes of data): never cached, and read to the end
     /// whatever the size in the attributes says.
     fn is_direct(&self) -> bool {

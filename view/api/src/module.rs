@@ -127,6 +127,11 @@ pub trait World {
     /// A directory, as a tree and a node in it (which is to be the root of what is made from it).
     fn tree(&self, source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError>;
 
+    /// Where the mount is to appear, as a source for [`tree`](Self::tree): for types that go on using what they cover.
+    fn mount_point(&self) -> Option<&OsStr> {
+        None
+    }
+
     /// A link, by its VNL address.
     fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError>;
 

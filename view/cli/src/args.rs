@@ -132,6 +132,46 @@ EXIT STATUS
     },
     /// Work with disks and their images: list partitions, create, convert, serve
     Disk(Disk),
+    /// Show what was changed in an upper layer
+    ///
+    /// DIR is the upper layer of a copy-on-write mount (`umviewfs -o cow DIR ...`), mounted or not. One line a path and kind of change:
+    /// A added, D deleted, M content changed, T type changed, P permissions, O owner, X an extended attribute, U only the time.
+    #[command(after_help = "\
+EXAMPLES
+  umviewfs -o cow /tmp/try /srv/tree && make -C /srv/tree install
+  veduta diff /tmp/try
+  veduta diff --stat /tmp/try
+  veduta diff -p /tmp/try etc/passwd")]
+    Diff(Diff),
+    /// Bring what was changed in an upper layer to the layer below
+    ///
+    /// Each file is replaced at once; a commit that was interrupted is completed by the next. What was changed below since it was
+    /// copied is a conflict: then nothing is done. Afterwards the upper layer has nothing of it. It must not be mounted.
+    Commit(Commit),
+    /// Throw away what was changed in an upper layer
+    ///
+    /// It must not be mounted.
+    Discard(Discard),
+    /// Pack what was changed in an upper layer as a layer of a container image
+    Export(Export),
+    /// Add a layer of a container image to an upper layer
+    ///
+    /// It must not be mounted. Entries that lead out of it are refused.
+    Import(Import),
+    /// Make, list, copy and remove layers that have a name
+    ///
+    /// They are in $XDG_DATA_HOME/veduta/layers, and wherever a layer is wanted, @NAME is the one of that name.
+    #[command(after_help = "\
+EXAMPLES
+  veduta layer create work --over /srv/tree
+  umviewfs -o stacked $(veduta layer path work) /mnt
+  veduta layer clone work copy
+  veduta layer create more --over @work         # on top of it, and of what it lies on
+  veduta diff @work; veduta commit @work; veduta layer delete work")]
+    Layer {
+        #[command(subcommand)]
+        action: LayerAction,
+    },
     /// Tell what this machine allows, what that means, and what to do for more
     Doctor(Doctor),
     /// List the types that can be mounted, or the options of one
@@ -405,4 +445,110 @@ pub(crate) struct Run {
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
+}
+/// Which upper layer, over which others.
+#[derive(Args)]
+pub(crate) struct OneLayer {
+    /// A layer below, the topmost first; by default those that DIR was last mounted over
+    #[arg(long, value_name = "DIR")]
+    pub(crate) lower: Vec<PathBuf>,
+    /// The upper layer, or @NAME
+    pub(crate) dir: PathBuf,
+}
+
+/// `veduta diff`
+#[derive(Args)]
+pub(crate) struct Diff {
+    /// Show how many bytes each file had and has, and the sums
+    #[arg(long, conflicts_with_all = ["json", "patch"])]
+    pub(crate) stat: bool,
+    /// Print JSON, one object a line
+    #[arg(long, conflicts_with = "patch")]
+    pub(crate) json: bool,
+    /// Show how text files differ, as a unified diff
+    #[arg(short, long)]
+    pub(crate) patch: bool,
+    #[command(flatten)]
+    pub(crate) layer: OneLayer,
+    /// Only these paths, and what is below them
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+/// `veduta commit`
+#[derive(Args)]
+pub(crate) struct Commit {
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Also over what was changed below since
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) layer: OneLayer,
+    /// Only these paths, and what is below them
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+/// `veduta discard`
+#[derive(Args)]
+pub(crate) struct Discard {
+    /// The upper layer, or @NAME
+    pub(crate) dir: PathBuf,
+    /// Only these paths, and what is below them
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+/// `veduta export`
+#[derive(Args)]
+pub(crate) struct Export {
+    /// The archive to make: compressed if it ends in .zst; - is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) layer: OneLayer,
+}
+
+/// `veduta import`
+#[derive(Args)]
+pub(crate) struct Import {
+    #[command(flatten)]
+    pub(crate) layer: OneLayer,
+    /// The archive, compressed with zstd or not; - is standard input
+    pub(crate) archive: PathBuf,
+}
+
+/// `veduta layer`
+#[derive(Subcommand)]
+pub(crate) enum LayerAction {
+    /// Make an empty layer
+    Create {
+        /// What it is to lie over: a directory, or @NAME for another layer and what that lies over; the topmost first
+        #[arg(long, value_name = "DIR", required = true)]
+        over: Vec<PathBuf>,
+        /// Its name
+        name: String,
+    },
+    /// List layers, and what they lie over
+    List {
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print where a layer is
+    Path {
+        /// Its name
+        name: String,
+    },
+    /// Copy a layer; content is shared where the filesystem can
+    Clone {
+        /// The name of the layer
+        name: String,
+        /// The name of the copy
+        copy: String,
+    },
+    /// Remove a layer with all that was changed in it
+    Delete {
+        /// Its name
+        name: String,
+    },
 }

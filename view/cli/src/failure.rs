@@ -31,6 +31,12 @@ impl Failure {
         Self { status, message: format!("{type_name}{}: {}", shown(source), error.message) }
     }
 
+    /// Something about a layer.
+    pub(crate) fn layer(place: impl fmt::Display, error: &MountError) -> Self {
+        let status = if error.kind == MountErrorKind::Usage { 1 } else { 2 };
+        Self { status, message: format!("{place}: {}", error.message) }
+    }
+
     /// A mount could not be ended.
     pub(crate) fn not_unmounted(message: impl Into<String>) -> Self {
         Self { status: 32, message: message.into() }

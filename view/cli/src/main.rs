@@ -8,6 +8,7 @@ mod disk;
 mod doctor;
 mod failure;
 mod info;
+mod layer;
 mod look;
 mod manual;
 mod modules;
@@ -72,6 +73,12 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Cat(args) => look::cat(args)?,
         Command::Cp(args) => copy::run(args)?,
         Command::Disk(args) => disk::run(args)?,
+        Command::Diff(args) => layer::diff(args)?,
+        Command::Commit(args) => return layer::commit(args),
+        Command::Discard(args) => layer::discard(args)?,
+        Command::Export(args) => layer::export(args)?,
+        Command::Import(args) => layer::import(args)?,
+        Command::Layer { action } => layer::named(action)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Types(args) => types::run(args)?,
         Command::Tour => tour::run()?,

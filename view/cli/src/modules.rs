@@ -13,6 +13,7 @@ pub(crate) const ALL: &[&dyn Module] = &[
     &veduta_mbr::Mbr,
     &veduta_ramdisk::Ramdisk,
     &veduta_null::Null,
+    &veduta_viewfs::Viewfs,
     &veduta_hello::Hello,
 ];
 
@@ -33,7 +34,7 @@ pub(crate) fn named(name: &str) -> Result<&'static dyn Module, MountError> {
 pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
     let name = program.to_str()?.rsplit('/').next()?;
     let name = name.strip_prefix("mount.").unwrap_or(name);
-    (name.starts_with("umfuse") || name.starts_with("umdev"))
+    (name.starts_with("umfuse") || name.starts_with("umdev") || name == "umviewfs")
         .then(|| {
             find(name).or_else(|| {
                 ALL.iter().copied().find(|module| {
@@ -74,6 +75,7 @@ mod tests {
             ("/sbin/mount.umfuseext2", "ext2"),
             ("umfuseiso9660", "iso9660"),
             ("umfusehello", "hello"),
+            ("umviewfs", "viewfs"),
         ] {
             assert_eq!(for_program(OsStr::new(program)).map(Module::name), Some(name), "{program}");
         }

@@ -36,12 +36,22 @@ impl Host {
         OpenFile { ino, file, writable, path, uncapped: AtomicU64::new(0) }
     }
 
-    /// How the kernel is to reach the data of a file that is about to be open.
-    pub(super) fn data_path(&self, ino: Ino, file: &Arc<dyn File>, direct: bool) -> DataPath {
+    /// How the kernel is to reach the data of a file that is about to be open. `privileged`: a write takes something away from
+    /// it, which the kernel leaves to us.
+    pub(super) fn data_path(
+        &self,
+        ino: Ino,
+        file: &Arc<dyn File>,
+        direct: bool,
+        privileged: bool,
+    ) -> DataPath {
         if !self.policy.passthrough || !self.facts.backing {
             return if direct { DataPath::Direct } else { DataPath::Cached };
         }
         let register = || {
+            if privileged || file.backing_may_change() {
+                return None;
+            }
             let fd = file.backing()?;
             match self.notifier.get()?.open_backing(fd) {
                 Ok(id) => Some(id),
@@ -70,6 +80,12 @@ impl Host {
 
     pub(super) fn backing_of(path: &DataPath) -> Option<&BackingId> {
         if let DataPath::Backing(id) = path { Some(id) } else { None }
+    }
+
+    /// Whether a file has set-id bits or capabilities, which its first write takes away.
+    pub(super) fn is_privileged(&self, ino: Ino) -> bool {
+        let has_set_id = self.fs.getattr(ino).is_ok_and(|attr| attr.perm.bits() & 0o6000 != 0);
+        has_set_id || self.fs.getxattr(ino, OsStr::new(CAPABILITY)).is_ok()
     }
 
     /// Content whose length nobody knows before it is read, such as an info file: the page cache would end at size 0.
@@ -166,7 +182,7 @@ impl Host {
             (true, Err(errno)) => return reply.error(errno),
             (false, _) => return reply.abandon(),
         };
-        let path = self.data_path(entry.ino, &file, false);
+        let path = self.data_path(entry.ino, &file, false, false);
         let open_flags = self.open_flags(&path, flags.write);
         let handle = self.keep(self.open_file(entry.ino, file, flags.write, path.clone()));
         let sent = reply.created(

@@ -305,7 +305,9 @@ impl fuser::Filesystem for Host {
                 }
                 self.skip_open.store(false, Ordering::Relaxed);
             }
-            let path = self.data_path(node, &file, unsized_);
+            let passes = self.policy.passthrough && self.facts.backing;
+            let privileged = wanted.write && passes && self.is_privileged(node);
+            let path = self.data_path(node, &file, unsized_, privileged);
             Ok(Opened::File(self.open_file(node, file, wanted.write, path)))
         });
         match answer {

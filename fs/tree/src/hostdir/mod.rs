@@ -14,7 +14,7 @@
 //!
 //! # Limits
 //!
-//! The tree needs `/proc`. What the kernel refuses to the user that runs the program is refused. ACLs and flags of files are
+//! The tree needs `/proc`. What the kernel refuses to the user that runs the program is refused. Flags of files are
 //! not passed on (`EOPNOTSUPP`), nor can ctime be set. Files deleted by others are gone, unless they are open. A directory that
 //! others move out of the tree may still be reached for a while.
 
@@ -47,6 +47,7 @@ use table::{Identity, Place, Table};
 /// Descriptors that are kept, at most; a process may have 1024 by default.
 const MAX_KEPT: usize = 256;
 const OVERLAYFS_MAGIC: u32 = 0x794c_7630;
+const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// See the head of this file.
 pub struct HostDir {
@@ -169,8 +170,9 @@ impl HostDir {
         Entry { ino, generation: 0, attr: attr(stat) }
     }
 
-    /// Gives a node that was just made the owner and the mode that it is to have, where the kernel chose others.
-    fn finish(&self, fd: &OwnedFd, stat: &Statx, new: &NewNode) -> Result<Statx> {
+    /// Gives a node that was just made the owner and the mode that it is to have, where the kernel chose others. Where the
+    /// directory has a default ACL, the mode is the kernel's to choose.
+    fn finish(&self, fd: &OwnedFd, stat: &Statx, new: &NewNode, inherits: bool) -> Result<Statx> {
         if (stat.stx_uid, stat.stx_gid) != (new.uid, new.gid) {
             let (uid, gid) = (Uid::from_raw(new.uid), Gid::from_raw(new.gid));
             rustix::fs::chownat(fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(errno)?;
@@ -178,7 +180,7 @@ impl HostDir {
         let wanted = new.masked().bits();
         let is_symlink = Kind::from_mode(stat.stx_mode.into()) == Some(Kind::Symlink);
         // The process's own umask, and the set-group-id bit of a directory, may have changed it.
-        if !is_symlink && u32::from(stat.stx_mode) & 0o7777 != wanted {
+        if !inherits && !is_symlink && u32::from(stat.stx_mode) & 0o7777 != wanted {
             chmod(fd, wanted)?;
         }
         stat_fd(fd)
@@ -190,15 +192,16 @@ impl HostDir {
         parent: Ino,
         name: &OsStr,
         new: &NewNode,
-        make: impl FnOnce(&OwnedFd) -> rustix::io::Result<()>,
+        make: impl FnOnce(&OwnedFd, Mode) -> rustix::io::Result<()>,
     ) -> Result<Entry> {
         let _names = self.names.read();
         let dir = self.fd(parent)?;
-        make(&dir).map_err(errno)?;
+        let (mode, inherits) = initial_mode(&dir, new);
+        make(&dir, mode).map_err(errno)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let finished = rustix::fs::openat(&dir, name, flags, Mode::empty())
             .map_err(errno)
-            .and_then(|made| self.finish(&made, &stat_fd(&made)?, new));
+            .and_then(|made| self.finish(&made, &stat_fd(&made)?, new, inherits));
         match finished {
             Ok(stat) => Ok(self.enter(parent, name, &stat)),
             Err(error) => {
@@ -234,6 +237,7 @@ impl Filesystem for HostDir {
             caching: Caching::Shared(Duration::from_secs(1)),
             name_max: u32::try_from(name_max).unwrap_or(255),
             backing: true,
+            acl: true,
             ..Facts::default()
         }
     }
@@ -255,18 +259,15 @@ impl Filesystem for HostDir {
         let listing = self.table.lock().listing(dir)?;
         let read = || {
             let _names = self.names.read();
-            let fd = self.fd(dir)?;
-            list(&fd)
+            list(&open_dir(&*self.fd(dir)?)?)
         };
         listing.read(position, read, sink)
     }
 
     fn opendir(&self, dir: Ino) -> Result<Option<Arc<dyn Directory>>> {
         let _names = self.names.read();
-        let fd = self.fd(dir)?;
-        let opened =
-            rustix::fs::openat(&fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        Ok(Some(Arc::new(OpenDir { fd: opened.map_err(errno)?, listing: Listing::default() })))
+        let fd = open_dir(&*self.fd(dir)?)?;
+        Ok(Some(Arc::new(OpenDir { fd, listing: Listing::default() })))
     }
 
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
@@ -350,12 +351,13 @@ impl Filesystem for HostDir {
         let _names = self.names.read();
         let dir = self.fd(parent)?;
         let how = open_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(new.masked().bits());
+        let (mode, inherits) = initial_mode(&dir, new);
         let fd = rustix::fs::openat(&dir, name, how, mode).map_err(errno)?;
-        let stat = stat_fd(&fd).and_then(|stat| self.finish(&fd, &stat, new)).inspect_err(|_| {
-            // The error that counts is the first one.
-            let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
-        })?;
+        let stat =
+            stat_fd(&fd).and_then(|stat| self.finish(&fd, &stat, new, inherits)).inspect_err(|_| {
+                // The error that counts is the first one.
+                let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+            })?;
         let entry = self.enter(parent, name, &stat);
         let file = Arc::new(HostFile::new(StdFile::from(fd)));
         if flags.write {
@@ -367,19 +369,17 @@ impl Filesystem for HostDir {
     fn mknod(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
         let device = rustix::fs::makedev(new.rdev.major, new.rdev.minor);
         let kind = FileType::from_raw_mode(new.kind.mode_bits());
-        let mode = Mode::from_raw_mode(new.masked().bits());
-        self.make(parent, name, new, |dir| rustix::fs::mknodat(dir, name, kind, mode, device))
+        self.make(parent, name, new, |dir, mode| rustix::fs::mknodat(dir, name, kind, mode, device))
     }
 
     fn mkdir(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
         let new = NewNode { kind: Kind::Directory, ..*new };
-        let mode = Mode::from_raw_mode(new.masked().bits());
-        self.make(parent, name, &new, |dir| rustix::fs::mkdirat(dir, name, mode))
+        self.make(parent, name, &new, |dir, mode| rustix::fs::mkdirat(dir, name, mode))
     }
 
     fn symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, new: &NewNode) -> Result<Entry> {
         let new = NewNode { kind: Kind::Symlink, ..*new };
-        self.make(parent, name, &new, |dir| rustix::fs::symlinkat(target, dir, name))
+        self.make(parent, name, &new, |dir, _| rustix::fs::symlinkat(target, dir, name))
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Entry> {
@@ -396,9 +396,9 @@ impl Filesystem for HostDir {
         // The kernel makes such a file only for writing.
         let how =
             open_flags(OpenFlags { read: true, write: true, ..flags }) | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(new.masked().bits());
+        let (mode, inherits) = initial_mode(&dir, new);
         let fd = rustix::fs::openat(&dir, ".", how, mode).map_err(errno)?;
-        let stat = self.finish(&fd, &stat_fd(&fd)?, new)?;
+        let stat = self.finish(&fd, &stat_fd(&fd)?, new, inherits)?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let kept = rustix::fs::open(proc_path(&fd), flags, Mode::empty()).map_err(errno)?;
         let file = Arc::new(HostFile::new(StdFile::from(fd)));
@@ -465,8 +465,16 @@ impl Filesystem for HostDir {
     fn listxattr(&self, ino: Ino) -> Result<Vec<OsString>> {
         let _names = self.names.read();
         let fd = self.fd(ino)?;
-        let mut list = vec![0; 65_536];
-        let len = rustix::fs::listxattr(proc_path(&fd), &mut list[..]).map_err(errno)?;
+        let path = proc_path(&fd);
+        let mut list = vec![0; 512];
+        let len = match rustix::fs::listxattr(&path, &mut list[..]) {
+            Err(rustix::io::Errno::RANGE) => {
+                list = vec![0; 65_536];
+                rustix::fs::listxattr(&path, &mut list[..])
+            }
+            len => len,
+        };
+        let len = len.map_err(errno)?;
         let names = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
         let names = names.map(OsStr::from_bytes).filter(|name| check_xattr_name(name).is_ok());
         Ok(names.map(OsStr::to_owned).collect())
@@ -514,6 +522,12 @@ impl Directory for OpenDir {
     fn read(&self, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         self.listing.read(position, || list(&self.fd), sink)
     }
+}
+
+/// A descriptor to list a directory by; those that are kept are for names only.
+fn open_dir(dir: &OwnedFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, ".", flags, Mode::empty()).map_err(errno)
 }
 
 fn list(dir: &OwnedFd) -> Result<Vec<Listed>> {
@@ -623,9 +637,18 @@ fn open_flags(flags: OpenFlags) -> OFlags {
     }
 }
 
-/// ACLs would be the kernel's to obey, and are hidden from a host that does not.
+/// Of what the system keeps, only ACLs are passed on.
 fn check_xattr_name(name: &OsStr) -> Result<()> {
-    if name.as_bytes().starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    let is_acl = name == "system.posix_acl_access" || name == DEFAULT_ACL;
+    if !is_acl && name.as_bytes().starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+}
+
+/// The mode with which a node is made in a directory, and whether that has a default ACL: the umask is then not applied.
+fn initial_mode(dir: &OwnedFd, new: &NewNode) -> (Mode, bool) {
+    let acl = rustix::fs::getxattr(proc_path(dir), DEFAULT_ACL, &mut [0_u8; 0][..]);
+    let inherits = new.kind != Kind::Symlink && acl.is_ok_and(|len| len > 0);
+    let perm = if inherits { new.perm } else { new.masked() };
+    (Mode::from_raw_mode(perm.bits()), inherits)
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {

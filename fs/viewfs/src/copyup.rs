@@ -1,0 +1,512 @@
+//! Copies of nodes in the layer that takes the changes.
+//!
+//! A copy is made in the work directory, with everything that it is to have, brought to the disk, and then given its name by one
+//! rename: whenever the program is killed, users find the old file or the whole new one.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use veduta_api::{
+    Attr, Errno, File, Filesystem, Ino, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, Seek, SetAttr,
+    SetTime, XattrMode,
+};
+
+use crate::state::{self, State, own};
+use crate::table::{LayerNumber, Node, Part, Parts};
+use crate::tree::Tree;
+use crate::vstat::{self, Override};
+
+/// Bytes that are copied at a time where the kernel does not copy by itself.
+const CHUNK: usize = 1 << 20;
+
+/// How much of a file's content is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// None if that is how metadata is copied, otherwise all of it.
+    MetadataOnly,
+    /// All, or no more than this many bytes: the rest is about to be cut off.
+    UpTo(u64),
+}
+
+impl Tree {
+    pub(crate) fn state(&self) -> Result<&State> {
+        self.state.as_ref().ok_or(Errno::EROFS)
+    }
+
+    /// A name for something in the work directory.
+    pub(crate) fn work_name(&self) -> OsString {
+        format!("{:x}", self.next_name.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// The part of a directory in which names are made: copied up if there is none.
+    pub(crate) fn dir_up(&self, node: &Node) -> Result<Part> {
+        let to = node.write_to.ok_or(Errno::EROFS)?;
+        match node.parts().in_layer(to) {
+            Some(part) => Ok(part.clone()),
+            None => self.copy_up(node, to, Content::MetadataOnly),
+        }
+    }
+
+    /// The part of a node of which attributes are changed: copied up if there is none. `EROFS` if it is in a layer above those that may
+    /// be changed.
+    pub(crate) fn node_up(&self, node: &Node, content: Content) -> Result<Part> {
+        let to = node.write_to.ok_or(Errno::EROFS)?;
+        let parts = node.parts();
+        let top = parts.top();
+        if top.layer < to {
+            return Err(Errno::EROFS);
+        }
+        let is_whole = parts.data == 0 || content == Content::MetadataOnly;
+        if top.layer == to && is_whole { Ok(top.clone()) } else { self.copy_up(node, to, content) }
+    }
+
+    fn copy_up(&self, node: &Node, to: LayerNumber, content: Content) -> Result<Part> {
+        let _only = node.copying.lock();
+        let parts = node.parts();
+        if let Some(part) = parts.in_layer(to) {
+            if parts.data == 0 || content == Content::MetadataOnly {
+                return Ok(part.clone());
+            }
+            return self.fill(node, &parts, content);
+        }
+        let state = self.state()?;
+        let attr = self.attr(node)?;
+        let meta_only = content == Content::MetadataOnly
+            && self.rules.metacopy
+            && node.kind == Kind::File
+            && attr.size > 0;
+        let name = self.work_name();
+        let made =
+            self.make_copy(node, &parts, &attr, to, &name, if meta_only { None } else { Some(content) });
+        let ino = made.inspect_err(|_| self.discard(to, &name))?;
+        let part = Part { layer: to, ino, ..parts.top().clone() };
+        let part = Part { store: None, has_xattr_whiteouts: false, ..part };
+        let placed = self.place_copy(node, &parts, &attr, state, &name, &part);
+        if let Err(error) = placed {
+            self.discard(to, &name);
+            self.fs(to).forget(ino, 1);
+            return Err(error);
+        }
+        let mut stack = parts.stack.clone();
+        // Above what lies below it, and (a directory) below what lies above.
+        let at = stack.iter().position(|other| other.layer > to).unwrap_or(stack.len());
+        stack.insert(at, part.clone());
+        node.set_parts(Parts { stack, data: if meta_only { parts.data + 1 } else { 0 } });
+        Ok(part)
+    }
+
+    /// Gives a copy its name.
+    fn place_copy(
+        &self,
+        node: &Node,
+        parts: &Parts,
+        attr: &Attr,
+        state: &State,
+        name: &OsStr,
+        part: &Part,
+    ) -> Result<()> {
+        let fs = self.fs(part.layer);
+        let key = (part.layer, part.ino);
+        // A file with hard links is found under all of its names.
+        let link = (node.kind == Kind::File && attr.nlink > 1 && self.rules.index)
+            .then(|| self.raw_attr(parts))
+            .transpose()?
+            .map(|raw| state::link_name(usize::from(parts.top().layer), self.union, &raw));
+        if let Some(link) = &link {
+            let value = attr.nlink.to_string();
+            let mark = self.rules.prefix.name("veduta.names");
+            fs.setxattr(part.ino, &mark, value.as_bytes(), XattrMode::Set)?;
+            let entry = fs.link(part.ino, state.make_links()?, link)?;
+            fs.forget(entry.ino, 1);
+        }
+        let placed = loop {
+            let place = self.table.lock().place(node.ino);
+            let Some((parent, old_name)) = place else {
+                // It has no name any more: the copy keeps none either.
+                if link.is_none() {
+                    fs.unlink(state.work, name)?;
+                }
+                self.table.lock().add_key(node.ino, key);
+                break Ok(());
+            };
+            let dir = match self.dir_up(&parent) {
+                Ok(dir) => dir,
+                Err(error) => break Err(error),
+            };
+            let _names = parent.names.lock();
+            if !self.table.lock().is_at(node.ino, parent.ino, &old_name) {
+                continue;
+            }
+            // Known before it can be found.
+            self.table.lock().add_key(node.ino, key);
+            let before = fs.getattr(dir.ino)?;
+            let moved = rename_new(fs, state.work, name, dir.ino, &old_name);
+            // For users nothing was changed in the directory.
+            let (atime, mtime) = (Some(SetTime::To(before.atime)), Some(SetTime::To(before.mtime)));
+            let restored = fs.setattr(dir.ino, &SetAttr { atime, mtime, ..SetAttr::default() });
+            if let Err(error) = restored {
+                tracing::debug!("the times of a directory are lost: {}", error.desc());
+            }
+            if moved.is_err() {
+                self.table.lock().drop_key(node.ino, key);
+            } else if node.kind != Kind::Directory {
+                self.mark_impure(&parent, &dir);
+            }
+            break moved;
+        };
+        match (&link, &placed) {
+            (Some(link), Err(_)) => {
+                let _ = state.links().map(|links| fs.unlink(links, link));
+            }
+            (Some(_), Ok(())) => node.names_count.store(attr.nlink, Ordering::Relaxed),
+            (None, _) => {}
+        }
+        placed
+    }
+
+    /// The attributes of the topmost part as its layer has them.
+    fn raw_attr(&self, parts: &Parts) -> Result<Attr> {
+        let top = parts.top();
+        self.fs(top.layer).getattr(top.ino)
+    }
+
+    /// That a directory holds what came from below, so that listings look at the numbers of what is in it.
+    pub(crate) fn mark_impure(&self, node: &Node, dir: &Part) {
+        if self.has_lower() && !node.is_impure.swap(true, Ordering::Relaxed) {
+            let mark = self.rules.prefix.name("impure");
+            if let Err(error) = self.fs(dir.layer).setxattr(dir.ino, &mark, b"y", XattrMode::Set) {
+                tracing::debug!("a directory cannot be marked: {}", error.desc());
+            }
+        }
+    }
+
+    pub(crate) fn has_lower(&self) -> bool {
+        self.union > 1
+    }
+
+    /// Removes what is in the work directory under a name, whatever it is.
+    pub(crate) fn discard(&self, to: LayerNumber, name: &OsStr) {
+        let Ok(state) = self.state() else { return };
+        let fs = self.fs(to);
+        let removed = match fs.unlink(state.work, name) {
+            Err(Errno::EISDIR | Errno::EPERM) => match fs.rmdir(state.work, name) {
+                Err(Errno::ENOTEMPTY | Errno::EEXIST) => fs.lookup(state.work, name).and_then(|entry| {
+                    let emptied = state::empty(fs, entry.ino);
+                    fs.forget(entry.ino, 1);
+                    emptied.and_then(|()| fs.rmdir(state.work, name))
+                }),
+                removed => removed,
+            },
+            removed => removed,
+        };
+        match removed {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(error) => tracing::warn!("the work directory keeps {name:?}: {}", error.desc()),
+        }
+    }
+
+    /// Makes a copy in the work directory. `content` is `None` if it stays below.
+    fn make_copy(
+        &self,
+        node: &Node,
+        parts: &Parts,
+        attr: &Attr,
+        to: LayerNumber,
+        name: &OsStr,
+        content: Option<Content>,
+    ) -> Result<Ino> {
+        let (fs, work) = (self.fs(to), self.state()?.work);
+        let virtual_ = self.rules.vstat.then(|| Override::of(attr));
+        let mut file = None;
+        let ino = match (node.kind, virtual_) {
+            (Kind::Directory, _) => fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino,
+            (Kind::Symlink, None) => {
+                fs.symlink(work, name, &self.readlink(node.ino)?, &own(Kind::Symlink, 0o777))?.ino
+            }
+            (Kind::File, _) => {
+                let (entry, made) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
+                match content {
+                    Some(content) => self.copy_content(parts, fs, entry.ino, &*made, content)?,
+                    None => {
+                        let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
+                        fs.setattr(entry.ino, &size)?;
+                        let mark = self.rules.prefix.name("metacopy");
+                        fs.setxattr(entry.ino, &mark, b"", XattrMode::Set)?;
+                    }
+                }
+                file = Some(made);
+                entry.ino
+            }
+            // With virtual attributes all the others are files.
+            (kind, Some(_)) => {
+                let (entry, made) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
+                if kind == Kind::Symlink {
+                    write_all(&*made, self.readlink(node.ino)?.as_bytes(), 0)?;
+                }
+                entry.ino
+            }
+            (kind, None) => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
+        };
+        self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino)?;
+        if let Some(file) = file.filter(|_| !self.rules.volatile) {
+            file.sync(false)?;
+        }
+        Ok(ino)
+    }
+
+    /// Owner, attributes, mode and times, in the order in which none undoes another.
+    fn copy_attributes(
+        &self,
+        parts: &Parts,
+        attr: &Attr,
+        virtual_: Option<Override>,
+        to: LayerNumber,
+        ino: Ino,
+        st_ino: u64,
+    ) -> Result<()> {
+        let (fs, top) = (self.fs(to), parts.top());
+        let mut perm = attr.perm;
+        if virtual_.is_none() && (attr.uid, attr.gid) != (self.uid, self.gid) {
+            let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
+            match fs.setattr(ino, &owner) {
+                Ok(_) => {}
+                // The copy is the user's own, who may not give it away; and must not run as somebody else, then.
+                Err(Errno::EPERM | Errno::EINVAL) if self.uid != 0 => {
+                    perm = Perm::from_mode(perm.bits() & 0o1777);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.copy_xattrs(top, to, ino)?;
+        if let Some(virtual_) = virtual_ {
+            virtual_.write(fs, ino)?;
+            perm = Perm::from_mode(real_mode(attr.kind, perm));
+        }
+        if attr.kind != Kind::Directory {
+            let mark = self.rules.prefix.name("veduta.origin");
+            let origin = format!("{st_ino} {}.{}", attr.ctime.seconds, attr.ctime.nanos);
+            // Links and devices of users have no place for it; their number changes with the next mount.
+            let _ = fs.setxattr(ino, &mark, origin.as_bytes(), XattrMode::Set);
+        }
+        let perm = (attr.kind != Kind::Symlink || virtual_.is_some()).then_some(perm);
+        let (atime, mtime) = (Some(SetTime::To(attr.atime)), Some(SetTime::To(attr.mtime)));
+        fs.setattr(ino, &SetAttr { perm, atime, mtime, ..SetAttr::default() })?;
+        Ok(())
+    }
+
+    fn copy_xattrs(&self, from: &Part, to: LayerNumber, ino: Ino) -> Result<()> {
+        let source = self.fs(from.layer);
+        let names = match source.listxattr(from.ino) {
+            Err(Errno::EOPNOTSUPP) => return Ok(()),
+            names => names?,
+        };
+        for name in names {
+            let is_mark = self.rules.prefix.to_user(&name).is_none();
+            if is_mark || self.rules.vstat && vstat::is_ours(&name) {
+                continue;
+            }
+            let value = match source.getxattr(from.ino, &name) {
+                Err(Errno::ENODATA) => continue,
+                value => value?,
+            };
+            match self.fs(to).setxattr(ino, &name, &value, XattrMode::Set) {
+                Ok(()) => {}
+                Err(Errno::EOPNOTSUPP) => tracing::debug!("{name:?} is not kept in the copy"),
+                // What only root may set is lost in a user's copy.
+                Err(Errno::EPERM) if self.uid != 0 && !name.as_bytes().starts_with(b"user.") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the content to a copy that has had none so far.
+    fn fill(&self, node: &Node, parts: &Parts, content: Content) -> Result<Part> {
+        let part = parts.top().clone();
+        let fs = self.fs(part.layer);
+        let attr = fs.getattr(part.ino)?;
+        // Made beside, so that a half of it is never seen, and then put in its place within the same file: content that comes under a
+        // mark which says that it does not count.
+        let file = fs.open(part.ino, OpenFlags::READ_WRITE)?;
+        self.copy_content(parts, fs, part.ino, &*file, content)?;
+        if !self.rules.volatile {
+            file.sync(true)?;
+        }
+        fs.removexattr(part.ino, &self.rules.prefix.name("metacopy"))?;
+        let _ = fs.removexattr(part.ino, &self.rules.prefix.name("redirect"));
+        let times = SetAttr {
+            atime: Some(SetTime::To(attr.atime)),
+            mtime: Some(SetTime::To(attr.mtime)),
+            ..SetAttr::default()
+        };
+        fs.setattr(part.ino, &times)?;
+        node.set_parts(Parts { stack: parts.stack.clone(), data: 0 });
+        Ok(part)
+    }
+
+    fn copy_content(
+        &self,
+        parts: &Parts,
+        fs: &dyn Filesystem,
+        ino: Ino,
+        to: &dyn File,
+        content: Content,
+    ) -> Result<()> {
+        let part = parts.content();
+        let attr = self.fs(part.layer).getattr(part.ino)?;
+        let len = match content {
+            Content::UpTo(limit) => attr.size.min(limit),
+            Content::MetadataOnly => attr.size,
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        let from = self.fs(part.layer).open(part.ino, OpenFlags::READ)?;
+        if len == attr.size && self.reflink(&*from, to) {
+            return Ok(());
+        }
+        copy_extents(&*from, fs, ino, to, &attr, len)
+    }
+
+    /// Has the two files share their content.
+    fn reflink(&self, from: &dyn File, to: &dyn File) -> bool {
+        if self.no_reflinks.load(Ordering::Relaxed) {
+            return false;
+        }
+        let (Some(source), Some(copy)) = (from.backing(), to.backing()) else { return false };
+        let done = rustix::fs::ioctl_ficlone(copy, source).is_ok();
+        if !done {
+            self.no_reflinks.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// Opens a file to write, where that is done.
+    pub(crate) fn open_up(&self, node: &Arc<Node>, flags: OpenFlags) -> Result<Arc<dyn File>> {
+        let part = self.node_up(node, Content::UpTo(u64::MAX))?;
+        self.fs(part.layer).open(part.ino, flags)
+    }
+}
+
+/// The mode that a node gets which is shown with another one: its owner must be able to work with it.
+pub(crate) fn real_mode(kind: Kind, perm: Perm) -> u32 {
+    let needed = if kind == Kind::Directory { 0o700 } else { 0o600 };
+    perm.bits() & 0o777 | needed
+}
+
+/// Moves a name to one that is not there.
+pub(crate) fn rename_new(
+    fs: &dyn Filesystem,
+    dir: Ino,
+    name: &OsStr,
+    to: Ino,
+    new_name: &OsStr,
+) -> Result<()> {
+    let flags = RenameFlags { no_replace: true, ..RenameFlags::default() };
+    match fs.rename(dir, name, to, new_name, flags) {
+        // Some filesystems know no such flag.
+        Err(Errno::EINVAL) => fs.rename(dir, name, to, new_name, RenameFlags::default()),
+        done => done,
+    }
+}
+
+/// Copies a whole file, and leaves holes where they are.
+pub(crate) fn copy_file(
+    from: &dyn File,
+    fs: &dyn Filesystem,
+    ino: Ino,
+    to: &dyn File,
+    attr: &Attr,
+) -> Result<()> {
+    if let (Some(source), Some(copy)) = (from.backing(), to.backing()) {
+        if rustix::fs::ioctl_ficlone(copy, source).is_ok() {
+            return Ok(());
+        }
+    }
+    copy_extents(from, fs, ino, to, attr, attr.size)
+}
+
+/// The first `len` bytes of a file with these attributes.
+fn copy_extents(
+    from: &dyn File,
+    fs: &dyn Filesystem,
+    ino: Ino,
+    to: &dyn File,
+    attr: &Attr,
+    len: u64,
+) -> Result<()> {
+    // A file that takes up as much as it is long has no holes.
+    if attr.blocks.saturating_mul(512) >= attr.size {
+        return copy_range(from, to, 0, len);
+    }
+    copy_ranges(from, to, len)?;
+    fs.setattr(ino, &SetAttr { size: Some(len), ..SetAttr::default() })?;
+    Ok(())
+}
+
+/// Copies what is data of the first `len` bytes, and leaves out the holes, one at the end included.
+fn copy_ranges(from: &dyn File, to: &dyn File, len: u64) -> Result<()> {
+    let mut at = 0;
+    while at < len {
+        let start = match from.seek(Seek::Data, at) {
+            Ok(start) => start.max(at),
+            Err(Errno::ENXIO) => break,
+            Err(Errno::EOPNOTSUPP) => at,
+            Err(error) => return Err(error),
+        };
+        if start >= len {
+            break;
+        }
+        let end = match from.seek(Seek::Hole, start) {
+            Ok(end) => end.clamp(start + 1, len),
+            Err(_) => len,
+        };
+        copy_range(from, to, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &dyn File, to: &dyn File, start: u64, end: u64) -> Result<()> {
+    let mut at = start;
+    if let (Some(source), Some(copy)) = (from.backing(), to.backing()) {
+        while at < end {
+            let (mut here, mut there) = (at, at);
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+            match rustix::fs::copy_file_range(source, Some(&mut here), copy, Some(&mut there), len) {
+                // Nothing, where there is something: a file that makes up its content, or its length was wrong.
+                Ok(0) => break,
+                Ok(copied) => at += copied as u64,
+                Err(rustix::io::Errno::NOSPC) => return Err(Errno::ENOSPC),
+                Err(rustix::io::Errno::DQUOT) => return Err(Errno::EDQUOT),
+                Err(_) => break,
+            }
+        }
+    }
+    let room = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+    let mut buf = vec![0; room];
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(room).min(room);
+        let read = from.read_at(&mut buf[..want], at)?;
+        if read == 0 {
+            break;
+        }
+        write_all(to, &buf[..read], at)?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
+pub(crate) fn write_all(to: &dyn File, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+    while !bytes.is_empty() {
+        let written = to.write_at(bytes, offset)?;
+        if written == 0 {
+            return Err(Errno::ENOSPC);
+        }
+        bytes = bytes.get(written..).unwrap_or_default();
+        offset += written as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! A layer: one of the trees that are laid over each other, and the marks of overlayfs in it.
+//!
+//! Marks are extended attributes `trusted.overlay.NAME`, or `user.overlay.NAME` where root's are out of reach:
+//!
+//! | name | on | value |
+//! | --- | --- | --- |
+//! | `opaque` | a directory | `y`: nothing below shows through; `x`: it may hold whiteouts that are attributes |
+//! | `redirect` | a directory, a file without content | where the rest of it lies below: a name, or a path from the root |
+//! | `metacopy` | a file | its content is that of the file below |
+//! | `whiteout` | an empty file | there is no such name (otherwise a character device 0/0 says so) |
+//! | `impure` | a directory | it holds what was copied up, whose inode numbers come from below |
+//! | `veduta.origin` | what was copied up | the inode number that it had below, and the time of its last change there: `N SECONDS.NANOSECONDS` |
+//! | `veduta.names` | a file with hard links that was copied up | how many names it has in the merged tree |
+//! | `veduta.layers` | the root of an upper layer | the layers below it, one path a line |
+//!
+//! The first five are overlayfs's own (Documentation/filesystems/overlayfs.rst); it hides the others from its users.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use veduta_api::{Attr, Device, Errno, Filesystem, Ino, Kind, Result};
+
+/// One tree.
+pub(crate) struct Layer {
+    pub(crate) fs: Arc<dyn Filesystem>,
+    pub(crate) root: Ino,
+}
+
+impl Layer {
+    /// What a name leads to. The reference is given back, so the node may be asked only for what a number is good for at once.
+    pub(crate) fn peek(&self, dir: Ino, name: &OsStr) -> Result<Option<(Ino, Attr)>> {
+        let Some((ino, attr)) = self.find(dir, name)? else { return Ok(None) };
+        self.fs.forget(ino, 1);
+        Ok(Some((ino, attr)))
+    }
+
+    /// What a name leads to, with one reference.
+    pub(crate) fn find(&self, dir: Ino, name: &OsStr) -> Result<Option<(Ino, Attr)>> {
+        match self.fs.lookup(dir, name) {
+            Ok(entry) => Ok(Some((entry.ino, entry.attr))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a node says that there is no such name.
+pub(crate) fn is_whiteout(attr: &Attr) -> bool {
+    attr.kind == Kind::CharDevice && attr.rdev == Device::default()
+}
+
+/// Where the rest of a renamed directory lies below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Redirect {
+    /// Under another name in the same directory.
+    Name(OsString),
+    /// At a path from the root of the layers below: one or more names.
+    Path(Vec<OsString>),
+}
+
+impl Redirect {
+    /// Reads the value of a mark; `None` if it is nonsense.
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+        let is_name = |part: &[u8]| !matches!(part, b"" | b"." | b"..") && !part.contains(&0);
+        match value {
+            [b'/', path @ ..] => {
+                let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+                let all_names = names.iter().all(|part| is_name(part));
+                all_names
+                    .then(|| Redirect::Path(names.into_iter().map(|n| OsStr::from_bytes(n).into()).collect()))
+            }
+            name if is_name(name) && !name.contains(&b'/') => {
+                Some(Redirect::Name(OsStr::from_bytes(name).into()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The marks of one node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Marks {
+    pub(crate) opaque: bool,
+    pub(crate) has_xattr_whiteouts: bool,
+    pub(crate) redirect: Option<Redirect>,
+    pub(crate) metacopy: bool,
+    pub(crate) whiteout: bool,
+    pub(crate) impure: bool,
+    pub(crate) ino: Option<u64>,
+    /// Seconds and nanoseconds of the last change of what was copied up.
+    pub(crate) base: Option<(i64, u32)>,
+    pub(crate) names: Option<u32>,
+}
+
+/// Under which prefix marks are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefix(pub(crate) &'static str);
+
+impl Prefix {
+    pub(crate) const TRUSTED: Prefix = Prefix("trusted.overlay.");
+    pub(crate) const USER: Prefix = Prefix("user.overlay.");
+
+    /// The attribute that holds a mark.
+    pub(crate) fn name(self, mark: &str) -> OsString {
+        format!("{}{mark}", self.0).into()
+    }
+
+    /// An attribute as users name it, as it is kept in a layer: what would be taken for a mark is put one level down.
+    pub(crate) fn to_layer(self, name: &OsStr) -> OsString {
+        match name.as_bytes().strip_prefix(self.0.as_bytes()) {
+            Some(rest) => {
+                let mut kept = self.name("overlay.");
+                kept.push(OsStr::from_bytes(rest));
+                kept
+            }
+            None => name.to_owned(),
+        }
+    }
+
+    /// An attribute as it is kept in a layer, as users name it; `None` for marks.
+    pub(crate) fn to_user(self, name: &OsStr) -> Option<OsString> {
+        let Some(mark) = name.as_bytes().strip_prefix(self.0.as_bytes()) else {
+            return Some(name.to_owned());
+        };
+        let rest = mark.strip_prefix(b"overlay.")?;
+        let mut shown = OsString::from(self.0);
+        shown.push(OsStr::from_bytes(rest));
+        Some(shown)
+    }
+
+    /// All marks of a node.
+    pub(crate) fn read(self, fs: &dyn Filesystem, ino: Ino) -> Result<Marks> {
+        let mut marks = Marks::default();
+        let names = match fs.listxattr(ino) {
+            Err(Errno::EOPNOTSUPP) => return Ok(marks),
+            names => names?,
+        };
+        for name in names {
+            let bytes = name.as_bytes();
+            let is_foreign = matches!(
+                bytes,
+                b"trusted.overlay.opaque" | b"user.overlay.opaque" | b"user.fuseoverlayfs.opaque"
+            );
+            let mark = bytes.strip_prefix(self.0.as_bytes());
+            if mark.is_none() && !is_foreign {
+                continue;
+            }
+            let value = match fs.getxattr(ino, &name) {
+                Err(Errno::ENODATA) => continue,
+                value => value?,
+            };
+            match mark {
+                Some(b"opaque") if value == b"x" => marks.has_xattr_whiteouts = true,
+                Some(b"opaque") | None => marks.opaque |= value == b"y",
+                Some(b"redirect") => match Redirect::parse(&value) {
+                    Some(redirect) => marks.redirect = Some(redirect),
+                    None => {
+                        tracing::error!("a redirect mark is nonsense: {:?}", OsStr::from_bytes(&value));
+                        return Err(Errno::EUCLEAN);
+                    }
+                },
+                Some(b"metacopy") => marks.metacopy = true,
+                Some(b"whiteout") => marks.whiteout = true,
+                Some(b"impure") => marks.impure = true,
+                Some(b"veduta.origin") => {
+                    let mut words = value.splitn(2, |byte| *byte == b' ');
+                    marks.ino = words.next().and_then(number);
+                    let mut time = words.next().unwrap_or_default().splitn(2, |byte| *byte == b'.');
+                    let (seconds, nanos) = (time.next().and_then(number), time.next().and_then(number));
+                    marks.base = seconds.zip(nanos);
+                }
+                Some(b"veduta.names") => marks.names = number(&value),
+                Some(_) => {}
+            }
+        }
+        Ok(marks)
+    }
+}
+
+fn number<T: std::str::FromStr>(value: &[u8]) -> Option<T> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_is_a_name_or_a_path_and_never_leads_out() {
+        let path = |names: &[&str]| Some(Redirect::Path(names.iter().map(Into::into).collect()));
+        assert_eq!(Redirect::parse(b"a"), Some(Redirect::Name("a".into())));
+        assert_eq!(Redirect::parse(b"/a/b c"), path(&["a", "b c"]));
+        for nonsense in [&b""[..], b"/", b"..", b"a/b", b"/a//b", b"/a/../b", b"/.", b"a\0", b"/a/"] {
+            assert_eq!(Redirect::parse(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn an_attribute_that_looks_like_a_mark_is_put_one_level_down() {
+        let name = OsStr::new("user.overlay.opaque");
+        let kept = Prefix::USER.to_layer(name);
+        assert_eq!(kept, "user.overlay.overlay.opaque");
+        assert_eq!(Prefix::USER.to_user(&kept).as_deref(), Some(name));
+        assert_eq!(Prefix::USER.to_user(name), None);
+        assert_eq!(Prefix::TRUSTED.to_user(name).as_deref(), Some(name));
+    }
+}

@@ -1,0 +1,338 @@
+//! Changes kept: brought to the layer below.
+//!
+//! Each path is done by itself: a file is made whole in a work directory of the layer below, brought to the disk, and takes its name by
+//! one rename. Then it goes from the upper layer. Whenever the program is killed, a path is as it was or as it shall be, and the next
+//! commit does the rest: what is the same on both sides is no difference any more.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use veduta_api::{
+    Attr, Entry, Errno, Filesystem, Ino, Kind, MountError, NewNode, OpenFlags, RenameFlags, Result, SetAttr,
+    SetTime, XattrMode,
+};
+
+use super::diff::{Comparison, xattrs};
+use super::{Change, Upper, Watch, What, components, walk};
+use crate::copyup::copy_file;
+use crate::state::{self, State, own};
+use crate::tree::Tree;
+
+/// Why a path was not committed.
+#[derive(Clone, Debug)]
+pub struct Conflict {
+    /// The path.
+    pub path: PathBuf,
+    /// What was found, in a sentence.
+    pub reason: String,
+}
+
+/// What a commit came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What was done, or would be.
+    pub done: Vec<Change>,
+    /// What was left since the layer below was changed too. Nothing was done then, unless that was forced.
+    pub conflicts: Vec<Conflict>,
+}
+
+struct Commit<'a> {
+    merged: &'a Tree,
+    /// The layer below.
+    fs: &'a dyn Filesystem,
+    root: Ino,
+    work: Ino,
+    /// Files that were committed under one name, by their number in the merged tree.
+    linked: HashMap<u64, Ino>,
+}
+
+impl Upper {
+    /// Brings changes to the layer below: those at or below `paths`, or all. `dry_run`: only says what would be done. `force`: also over
+    /// what was changed below since.
+    pub fn commit(
+        &self,
+        paths: &[PathBuf],
+        dry_run: bool,
+        force: bool,
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome, MountError> {
+        self.wants_lower()?;
+        let [lower] = self.lower.as_slice() else {
+            let count = self.lower.len();
+            let message =
+                format!("there are {count} layers below; a commit goes to one: name it with --lower");
+            return Err(MountError::usage(message));
+        };
+        // The layers as they are are taken first, so that nobody mounts them meanwhile.
+        let ours = State::begin(Arc::clone(&self.place.tree), self.place.root)?;
+        let result = self.commit_held(&ours, lower, paths, dry_run, force, watch);
+        ours.end();
+        result
+    }
+
+    fn commit_held(
+        &self,
+        ours: &State,
+        lower: &crate::Place,
+        paths: &[PathBuf],
+        dry_run: bool,
+        force: bool,
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome, MountError> {
+        let (merged, below) = (self.merged()?, self.below()?);
+        let wanted: Vec<PathBuf> = paths
+            .iter()
+            .map(|path| Ok(components(path)?.iter().collect()))
+            .collect::<Result<_, MountError>>()?;
+        let is_wanted = |change: &Change| {
+            // What leads to a path that is wanted is wanted too, if it has to be made.
+            wanted.is_empty()
+                || wanted.iter().any(|path| change.path.starts_with(path))
+                || change.what != What::Modified && wanted.iter().any(|path| path.starts_with(&change.path))
+        };
+        let changes = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
+        let changes: Vec<Change> = changes.into_iter().filter(is_wanted).collect();
+        let mut outcome = Outcome::default();
+        for change in &changes {
+            let failed = |errno: Errno| failed(&change.path, errno);
+            if let Some(reason) = self.conflict(change).map_err(failed)? {
+                outcome.conflicts.push(Conflict { path: change.path.clone(), reason });
+            }
+        }
+        if dry_run || !force && !outcome.conflicts.is_empty() {
+            outcome.done = if dry_run { changes } else { Vec::new() };
+            return Ok(outcome);
+        }
+        let theirs = State::begin(Arc::clone(&lower.tree), lower.root)
+            .map_err(|error| super::named("the layer below", &error))?;
+        let mut commit = Commit {
+            merged: &merged,
+            fs: &*lower.tree,
+            root: lower.root,
+            work: theirs.work,
+            linked: HashMap::new(),
+        };
+        let applied = commit.all(changes, &mut outcome, watch);
+        let synced = lower.tree.sync();
+        theirs.end();
+        applied?;
+        synced.map_err(|errno| MountError::system(errno, format!("the layer below: {}", errno.desc())))?;
+        if wanted.is_empty() {
+            self.discard_all(ours)?;
+        } else {
+            self.forget_done(ours, &outcome.done)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Whether the layer below was changed after a path was changed here.
+    fn conflict(&self, change: &Change) -> Result<Option<String>> {
+        let Some(before) = &change.before else { return Ok(None) };
+        if before.kind == Kind::Directory {
+            return Ok(None);
+        }
+        let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
+        let Some((last, above)) = names.split_last() else { return Ok(None) };
+        let fs = self.fs();
+        // A directory that was removed or renamed as a whole stands for what is in it.
+        let mut at = above.len();
+        let mut found = None;
+        if let Some(dir) = walk(fs, self.place.root, above)? {
+            found = fs.lookup(dir, last).ok();
+        }
+        while found.is_none() && at > 0 {
+            at -= 1;
+            if let Some(dir) = walk(fs, self.place.root, &names[..at])? {
+                found = fs.lookup(dir, &names[at]).ok();
+            }
+        }
+        let Some(entry) = found else { return Ok(None) };
+        let marks = self.prefix.read(fs, entry.ino)?;
+        match marks.base {
+            Some(base) if entry.attr.kind == before.kind => {
+                let is_same = base == (before.ctime.seconds, before.ctime.nanos);
+                Ok((!is_same).then(|| "it was changed below after it was copied".to_owned()))
+            }
+            _ => {
+                let made = entry.attr.btime.unwrap_or(entry.attr.ctime);
+                Ok((before.ctime > made)
+                    .then(|| "it was changed below after it was removed or replaced".to_owned()))
+            }
+        }
+    }
+
+    /// Takes out of the layer what is below now.
+    fn forget_done(&self, state: &State, done: &[Change]) -> Result<(), MountError> {
+        for change in done.iter().rev() {
+            let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
+            let Some((last, above)) = names.split_last() else { continue };
+            let failed = |errno: Errno| failed(&change.path, errno);
+            let Some(dir) = walk(self.fs(), self.place.root, above).map_err(failed)? else { continue };
+            let is_directory = change.after.is_some_and(|attr| attr.kind == Kind::Directory);
+            if is_directory {
+                // Other changes may be in it.
+                let entry = self.fs().lookup(dir, last);
+                if entry.is_ok_and(|entry| raw_is_full(self.fs(), entry.ino)) {
+                    continue;
+                }
+            }
+            match self.discard_name(state, dir, last) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn raw_is_full(fs: &dyn Filesystem, dir: Ino) -> bool {
+    super::raw_names(fs, dir).map_or(true, |names| !names.is_empty())
+}
+
+impl Commit<'_> {
+    fn all(
+        &mut self,
+        changes: Vec<Change>,
+        outcome: &mut Outcome,
+        watch: &mut dyn Watch,
+    ) -> Result<(), MountError> {
+        // What goes goes last: a file that moved is never in neither place.
+        let (gone, rest): (Vec<Change>, Vec<Change>) =
+            changes.into_iter().partition(|change| change.what == What::Deleted);
+        let mut directories = Vec::new();
+        for change in rest {
+            self.one(&change).map_err(|errno| failed(&change.path, errno))?;
+            watch.file();
+            watch.bytes(change.after.filter(|_| change.content).map_or(0, |attr| attr.size));
+            if change.after.is_some_and(|attr| attr.kind == Kind::Directory) {
+                directories.push(change.path.clone());
+            }
+            outcome.done.push(change);
+        }
+        for change in gone {
+            self.remove(&change.path).map_err(|errno| failed(&change.path, errno))?;
+            watch.file();
+            outcome.done.push(change);
+        }
+        // What was made in directories has changed their times.
+        for path in directories.iter().rev() {
+            self.finish_directory(path).map_err(|errno| failed(path, errno))?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, change: &Change) -> Result<()> {
+        let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
+        let Some((name, above)) = names.split_last() else { return Ok(()) };
+        let source_dir = walk(self.merged, Ino::ROOT, above)?.ok_or(Errno::ENOENT)?;
+        let source = self.merged.lookup(source_dir, name)?;
+        let dir = walk(self.fs, self.root, above)?.ok_or(Errno::ENOENT)?;
+        let is_directory = source.attr.kind == Kind::Directory;
+        let there = self.fs.lookup(dir, name).ok();
+        let is_there = there.is_some_and(|entry| entry.attr.kind == source.attr.kind);
+        if is_there && (is_directory || change.what == What::Modified && !change.content) {
+            let entry = there.ok_or(Errno::ENOENT)?;
+            return self.dress(&source, entry.ino);
+        }
+        let temporary = OsStr::new("new");
+        let link =
+            (source.attr.nlink > 1 && !is_directory).then(|| self.linked.get(&source.attr.st_ino)).flatten();
+        let made = match link {
+            Some(ino) => self.fs.link(*ino, self.work, temporary)?.ino,
+            None => self.make(&source, temporary)?,
+        };
+        if !is_directory && source.attr.nlink > 1 {
+            self.linked.insert(source.attr.st_ino, made);
+        }
+        if there.is_some_and(|entry| (entry.attr.kind == Kind::Directory) != is_directory || is_directory) {
+            self.swap(temporary, dir, name)
+        } else {
+            self.fs.rename(self.work, temporary, dir, name, RenameFlags::default())
+        }
+    }
+
+    /// Puts what was made at a name of something that a rename does not replace, which then goes.
+    fn swap(&self, temporary: &OsStr, dir: Ino, name: &OsStr) -> Result<()> {
+        let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
+        self.fs.rename(self.work, temporary, dir, name, exchange)?;
+        state::empty(self.fs, self.work)
+    }
+
+    fn make(&self, source: &Entry, name: &OsStr) -> Result<Ino> {
+        let attr = &source.attr;
+        let (fs, work) = (self.fs, self.work);
+        let ino = match attr.kind {
+            Kind::Directory => fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino,
+            Kind::Symlink => {
+                let target = self.merged.readlink(source.ino)?;
+                fs.symlink(work, name, &target, &own(Kind::Symlink, 0o777))?.ino
+            }
+            Kind::File => {
+                let (entry, file) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
+                let from = self.merged.open(source.ino, OpenFlags::READ)?;
+                copy_file(&*from, fs, entry.ino, &*file, attr)?;
+                self.dress(source, entry.ino)?;
+                file.sync(false)?;
+                return Ok(entry.ino);
+            }
+            kind => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
+        };
+        self.dress(source, ino)?;
+        Ok(ino)
+    }
+
+    /// Gives a node the owner, attributes, mode and times of a node of the merged tree.
+    fn dress(&self, source: &Entry, ino: Ino) -> Result<()> {
+        let now = self.fs.getattr(ino)?;
+        let Attr { uid, gid, perm, kind, atime, mtime, .. } = source.attr;
+        if (now.uid, now.gid) != (uid, gid) {
+            self.fs.setattr(ino, &SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() })?;
+        }
+        let (wanted, there) = (xattrs(self.merged, source.ino)?, xattrs(self.fs, ino)?);
+        for name in there.keys().filter(|name| !wanted.contains_key(*name)) {
+            self.fs.removexattr(ino, name)?;
+        }
+        for (name, value) in wanted.iter().filter(|(name, value)| there.get(*name) != Some(*value)) {
+            self.fs.setxattr(ino, name, value, XattrMode::Set)?;
+        }
+        let perm = (kind != Kind::Symlink).then_some(perm);
+        let (atime, mtime) = (Some(SetTime::To(atime)), Some(SetTime::To(mtime)));
+        self.fs.setattr(ino, &SetAttr { perm, atime, mtime, ..SetAttr::default() })?;
+        Ok(())
+    }
+
+    fn finish_directory(&self, path: &Path) -> Result<()> {
+        let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+        let (Some(source), Some(ino)) =
+            (walk(self.merged, Ino::ROOT, &names)?, walk(self.fs, self.root, &names)?)
+        else {
+            return Ok(());
+        };
+        let attr = self.merged.getattr(source)?;
+        let (atime, mtime) = (Some(SetTime::To(attr.atime)), Some(SetTime::To(attr.mtime)));
+        self.fs.setattr(ino, &SetAttr { atime, mtime, ..SetAttr::default() })?;
+        Ok(())
+    }
+
+    /// Takes a name away at once, with all that is below it.
+    fn remove(&self, path: &Path) -> Result<()> {
+        let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+        let Some((name, above)) = names.split_last() else { return Ok(()) };
+        let Some(dir) = walk(self.fs, self.root, above)? else { return Ok(()) };
+        let entry = match self.fs.lookup(dir, name) {
+            Err(Errno::ENOENT) => return Ok(()),
+            entry => entry?,
+        };
+        if entry.attr.kind != Kind::Directory {
+            return self.fs.unlink(dir, name);
+        }
+        self.fs.rename(dir, name, self.work, OsStr::new("gone"), RenameFlags::default())?;
+        state::empty(self.fs, self.work)
+    }
+}
+
+fn failed(path: &Path, errno: Errno) -> MountError {
+    MountError::system(errno, format!("{}: {}", Path::new("/").join(path).display(), errno.desc()))
+}

@@ -1,0 +1,247 @@
+#!/bin/bash
+# Trees laid over each other: the family's scenarios S10 to S20, S22 and S23, the cases of unionmount, and overlayfs as the judge.
+# shellcheck source=tests/lib.sh disable=SC2010,SC2011 # names are plain here
+. "$(dirname "$0")/../lib.sh"
+oracle=$(realpath "$(dirname "$0")/../union-oracle")
+fsx=$(realpath "$(dirname "$0")/../fsx")
+cd "$TMP" || exit 1
+export LC_ALL=C.UTF-8
+V=$BIN/umviewfs
+umask 022
+
+if ! "$VEDUTA" doctor --json | grep -q '"can_mount": true'; then
+    skip "mounts: this machine allows none ($HOW)"
+    exit
+fi
+
+# A mount ends with its server: then the upper layer is free.
+server() { pgrep -f "umviewfs .*$1( |\$)"; }
+unmount() {
+    umount "$1" 2>/dev/null || fusermount3 -u "$1" 2>/dev/null || "$VEDUTA" umount "$1"
+    until_true 10 bash -c "! pgrep -f 'umviewfs .*$1( |\$)'"
+}
+tree_hash() { (cd "$1" && find . -printf '%p %m %n %s %T@ %l\n' | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum) | sha256sum; }
+fresh() {
+    rm -rf a b && mkdir a b b/d b/d/sub
+    echo lower >b/f; echo below >b/d/g; echo deep >b/d/sub/h
+    echo one >b/x; ln b/x b/y; ln -s f b/link
+    setfattr -n user.k -v v b/f 2>/dev/null
+}
+
+# --- S10 to S13: the modes
+fresh; echo A >a/n
+check "S10 bind: is mounted" "$V" "$TMP/a" "$TMP/b"
+same "S10 bind: A's content is in B" n "$(ls b)"
+echo w >b/w
+unmount "$TMP/b"
+same "S10 bind: what was written is in A" "n w" "$(ls a | xargs)"
+
+fresh; echo A >a/n; echo upper >a/f; mkdir a/only
+check "S11 merge: is mounted" "$V" -o merge "$TMP/a" "$TMP/b"
+same "S11 merge: all names" "d f link n only x y" "$(ls b | xargs)"
+same "S11 merge: A wins" upper "$(cat b/f)"
+refuse 1 'Read-only' "S11 merge: A is not written" bash -c "echo z >>b/f"
+refuse 1 'Read-only' "S11 merge: nor removed" rm -f b/n
+echo new >b/new; echo in >b/only/in; echo more >>b/x
+unmount "$TMP/b"
+same "S11 merge: what is new is in B" "new in more" "$(cat b/new b/only/in | xargs) $(tail -n 1 b/x)"
+same "S11 merge: A is as it was" "A upper" "$(cat a/n a/f | xargs)"
+rm -rf b/only
+
+fresh; before=$(tree_hash b)
+check "S12 cow: is mounted" "$V" -o cow "$TMP/a" "$TMP/b"
+echo more >>b/f; rm b/x; rm -r b/d; echo new >b/n; chmod 600 b/link 2>/dev/null; mv b/y b/z
+same "S12 cow: the changes are seen" "f link n z" "$(ls b | xargs)"
+same "S12 cow: the copy is whole" "lower more" "$(xargs <b/f)"
+if command -v getfattr >/dev/null && getfattr -n user.k b/f >/dev/null 2>&1; then
+    same "S12 cow: its attributes too" v "$(getfattr --only-values -n user.k b/f)"
+fi
+unmount "$TMP/b"
+same "S12 cow: B is as it was" "$before" "$(tree_hash b)"
+check "S12 cow: mounted again" "$V" -o cow "$TMP/a" "$TMP/b"
+same "S12 cow: the changes are still there" "f link n z" "$(ls b | xargs)"
+unmount "$TMP/b"
+
+if [ "$HOW" = user ]; then
+    # --- S13, S16 to S18: files of root's, edited by a user who may not
+    rm -rf a; mkdir a
+    passwd=$(id -un 2>/dev/null || echo nobody)
+    rm -rf m; mkdir m
+    check "S16 mincow: over /etc" "$V" -o "mincow,lowerdir=/etc" "$TMP/a" "$TMP/m"
+    if [ -e /etc/passwd ]; then
+        grep -v "^$passwd:" /etc/passwd >m/passwd.new && cat m/passwd.new >m/passwd
+        same "S16 mincow: a line of a file of root's is gone" 0 "$(grep -c "^$passwd:" m/passwd)"
+        check "S16 mincow: outside it is there" grep -q "^$passwd:" /etc/passwd
+        check "S18 mincow: chmod of a file of root's" chmod 600 m/passwd
+        same "S18 mincow: shows" 600 "$(stat -c %a m/passwd)"
+    fi
+    check "S17 mincow: a file of root's is removed" rm -f m/hostname m/group
+    refuse 2 'No such file' "S17 mincow: and gone" ls m/group
+    check "S17 mincow: outside it is there" test -e /etc/group
+    unmount "$TMP/m"
+    same "S13 mincow: the forbidden was done in A" "group passwd passwd.new" "$(ls a | grep -v hostname | xargs)"
+    rm -rf m
+fi
+fresh
+check "S13 mincow: is mounted" "$V" -o mincow "$TMP/a" "$TMP/b"
+echo more >>b/f; echo new >b/n; rm b/x; mv b/d b/e
+unmount "$TMP/b"
+same "S13 mincow: what is permitted is done in B" "e f link n y" "$(ls b | xargs)"
+same "S13 mincow: and A has nothing of it" "" "$(ls -A a)"
+# --- S14, S15: parts that show through, or are hidden
+fresh; mkdir a/d; echo A >a/n
+check "S14 except: is mounted" "$V" -o "bind,except=/d" "$TMP/a" "$TMP/b"
+same "S14 except: only what A has" "d n" "$(ls b | xargs)"
+same "S14 except: but the real content there" "g sub" "$(ls b/d | xargs)"
+echo in >b/d/in
+unmount "$TMP/b"
+same "S14 except: written through" in "$(cat b/d/in)"
+fresh
+check "hide: is mounted" "$V" -o "cow,hide=/d/g,hide=/x" "$TMP/a" "$TMP/b"
+same "hide: is not listed" "d f link y" "$(ls b | xargs)"
+refuse 1 'No such file' "hide: is not found" cat b/d/g
+unmount "$TMP/b"
+mkdir -p home/me home/you tmphome/me; echo mine >home/me/f
+check "S15: one's own home" "$V" "$TMP/home/me" "$TMP/tmphome/me"
+check "S15: over all homes" "$V" "$TMP/tmphome" "$TMP/home"
+same "S15: the others are hidden" "me mine" "$(ls home) $(cat home/me/f)"
+unmount "$TMP/home"; unmount "$TMP/tmphome/me"
+
+# --- S19, S20: whiteouts, renames, links
+fresh; mkdir b/many; (cd b/many && seq 10000 | xargs touch)
+check "S19: is mounted" "$V" -o cow "$TMP/a" "$TMP/b"
+rm -r b/d; mkdir b/d
+same "S19: a directory that was made again is empty" "" "$(ls -A b/d)"
+unmount "$TMP/b"
+"$V" -o cow "$TMP/a" "$TMP/b"
+same "S19: also after a new mount" "" "$(ls -A b/d)"
+same "S20: ten thousand names, each once" "10000 10000" "$(ls -f b/many | grep -c '^[0-9]') $(ls b/many | sort -u | wc -l)"
+check "S20: a directory from below is renamed" mv b/many b/moved
+same "S20: and has all its content" 10000 "$(ls b/moved | wc -l)"
+check "S20: so is one of its files" mv b/moved/77 b/moved/other
+number=$(stat -c %i b/x)
+same "S20: hard links from below" "$number 2" "$(stat -c '%i %h' b/y)"
+echo two >>b/x
+same "S20: are links still when one is written" "one two" "$(xargs <b/y)"
+same "S20: with the same number" "$number $number 2" "$(stat -c %i b/x) $(stat -c '%i %h' b/y)"
+: >b/f
+same "S20: O_TRUNC" 0 "$(stat -c %s b/f)"
+unmount "$TMP/b"
+"$V" -o cow "$TMP/a" "$TMP/b"
+same "S20: all of it after a new mount" "one two 9999 $number" "$(xargs <b/y) $(ls b/moved | grep -vc other) $(stat -c %i b/y)"
+refuse 2 'No such file' "S20: the old name is gone" ls b/many/1
+unmount "$TMP/b"
+
+# --- The cases of unionmount
+fresh
+"$V" -o cow "$TMP/a" "$TMP/b"
+exec 9<b/f
+echo two >>b/f
+same "a file that was open before it was copied up is read on" lower "$(head -n 1 <&9)"
+rm b/f
+exec 9<&-
+exec 9<b/d/g
+rm b/d/g
+same "a file from below that is open is read after its removal" below "$(cat <&9)"
+exec 9<&-
+echo new >t; mv t b/d/g
+same "a rename over a whiteout" new "$(cat b/d/g)"
+refuse 1 'exists' "RENAME_NOREPLACE over a name from below" python3 -c "
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.renameat2(-100, b'b/d/g', -100, b'b/x', 1): sys.exit(os.strerror(ctypes.get_errno()))"
+refuse 1 'not empty' "rmdir of what is not empty below" rmdir b/d/sub
+refuse 1 'exists' "mkdir over a name from below" mkdir b/x
+python3 - <<'P' && pass "a directory that changes while it is read lists each name once" || fail "readdir while changing"
+import os
+names = []
+with os.scandir("b/d") as listing:
+    for n, entry in enumerate(listing):
+        names.append(entry.name)
+        open("b/d/more%d" % n, "w").close()
+assert len(names) == len(set(names)) and {"g", "sub"} <= set(names), names
+P
+unmount "$TMP/b"
+check "fsx on a copy" bash -c "head -c 300000 /dev/urandom >b/fsx; '$V' -o cow '$TMP/a' '$TMP/b' && '$fsx' b/fsx ${SEED:-1} 1500 400000"
+rm -rf b/* 2>/dev/null
+same "rm -rf leaves nothing" "" "$(ls -A b)"
+unmount "$TMP/b"
+
+# --- Killed while it copies up: no half of a file is seen
+rm -rf a b; mkdir a b
+for n in $(seq 40); do head -c 2000000 /dev/zero | tr '\0' A >b/$n; done
+"$V" -o cow "$TMP/a" "$TMP/b"
+(for n in $(seq 40); do echo B >>b/$n; done) 2>/dev/null &
+writer=$!
+sleep 0.1
+# shellcheck disable=SC2046
+kill -9 $(server "$TMP/b") 2>/dev/null
+wait $writer
+until_true 5 not_mounted "$TMP/b" || umount -l "$TMP/b" 2>/dev/null || fusermount3 -uz "$TMP/b"
+check "after a kill it mounts again" "$V" -o cow "$TMP/a" "$TMP/b"
+whole=0
+for n in $(seq 40); do
+    [ "$(head -c 2000000 b/$n | tr -d A | wc -c)" = 0 ] && [ "$(stat -c %s b/$n)" -ge 2000000 ] && whole=$((whole + 1))
+done
+same "after a kill every file is whole" 40 $whole
+unmount "$TMP/b"
+same "and nothing is left of the work" "" "$(find a -name '.veduta*')"
+
+# --- S22: virtual owners and devices
+mkdir t; rm -rf a b; mkdir a b
+check "S22 vstat: is mounted" "$V" -o cow,vstat,dev "$TMP/a" "$TMP/b"
+mkdir b/dir; echo ciao >b/dir/rootfile; echo 20004000 >b/dir/file2000
+if [ "$HOW" != userns ]; then
+    check "S22 vstat: a file is given away" chown 2000:4000 b/dir/file2000
+    same "S22 vstat: and shows it" "2000 4000" "$(stat -c '%u %g' b/dir/file2000)"
+    check "S22 vstat: tar keeps it" bash -c "tar -C b -cf t/dir.tar dir && tar --numeric-owner -tvf t/dir.tar | grep -q '2000/4000.*file2000'"
+fi
+if [ "$HOW" = root ]; then
+    check "S22 vstat: a device is made" mknod b/dir/device c 42 44
+    same "S22 vstat: and is one" "character special file 2a 2c" "$(stat -c '%F %t %T' b/dir/device)"
+    check "S22 vstat: in the archive too" bash -c "tar -C b -cf t/dir.tar dir && tar -tvf t/dir.tar | grep -q '^c.*42,44'"
+    check "S22 vstat: below it is a file" test -f a/dir/device
+fi
+unmount "$TMP/b"
+
+# --- S23: a distribution
+if [ "$HOW" = user ]; then
+    skip "S23: an ordinary user cannot chroot" fine
+elif ! command -v busybox >/dev/null; then
+    skip "S23: busybox is missing"
+else
+    rm -rf a b; mkdir -p a b/bin b/etc
+    cp "$(command -v busybox)" b/bin/busybox; echo 3.12.0 >b/etc/alpine-release
+    check "S23: a tree of a distribution" "$V" -o cow,suid,dev "$TMP/a" "$TMP/b"
+    ln -s busybox b/bin/sh; ln -s busybox b/bin/cat
+    same "S23: runs in it" 3.12.0 "$(PATH=$PATH:/usr/sbin:/sbin chroot b /bin/sh -c 'cat /etc/alpine-release')"
+    unmount "$TMP/b"
+    same "S23: below is as it was" busybox "$(ls b/bin)"
+fi
+
+# --- Write once
+fresh
+"$V" -o cow,worm "$TMP/a" "$TMP/b"
+check "worm: a new file is written" bash -c "echo new >b/n && touch -d 2001-01-01 b/n"
+refuse 1 'not permitted' "worm: an old one is not" bash -c "echo more >>b/f"
+refuse 1 'not permitted' "worm: nor removed" rm -f b/f
+refuse 1 'not permitted' "worm: nor renamed" mv b/f b/g
+unmount "$TMP/b"
+
+# --- The family's store, and wrong words
+fresh; mkdir -p a/.-/d; : >a/.-/x; : >a/.-/d/g; printf 'mode=0600\n' >"a/.-/f$(printf '\177')"; cp b/f a/f
+"$V" -o cow "$TMP/a" "$TMP/b"
+same "a store of the family is read" "d f link y sub 600" "$(ls -A b | xargs) $(ls b/d | xargs) $(stat -c %a b/f)"
+unmount "$TMP/b"
+refuse 1 'only one' "two modes" "$V" -o cow,merge a b
+refuse 32 'no such file' "a layer that is not there" "$V" -o lowerdir=/nowhere none b
+refuse 1 'expected one of' "a wrong word" "$V" -o cow,metacopy=maybe a b
+"$V" -o cow "$TMP/a" "$TMP/b"
+refuse 32 'in use by another mount' "an upper layer twice" "$V" -o "lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/t"
+unmount "$TMP/b"
+
+# --- The kernel as the judge
+if [ "$HOW" = root ] && grep -q overlay /proc/filesystems; then
+    mkdir oracle
+    check "the same as overlayfs, and each mounts the other's layers" "$oracle" "$V" "$TMP/oracle" "${SEED:-1}" "${UNION_SEEDS:-4}" 300
+fi
