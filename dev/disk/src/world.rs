@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use nix::unistd::{Uid, User, geteuid};
 use veduta_api::{
-    Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable, World,
+    Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable,
+    SecretSource, World,
 };
 use veduta_mbr::{read_hybrid_table, read_table, slice, take_sector};
 use veduta_tree::hostdir::HostDir;
@@ -130,6 +131,10 @@ impl World for HostWorld {
 
     fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
         crate::secret::ask(prompt)
+    }
+
+    fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+        crate::secret::fetch(source)
     }
 }
 
