@@ -35,14 +35,18 @@ fn from_file(path: &OsStr) -> Result<Vec<u8>, MountError> {
         let errno = errno(error);
         MountError::system(
             errno,
-            format!("the password file {} cannot be read: {}", path.display(), errno.desc()),
+            format!(
+                "the password file {} cannot be read: {}",
+                std::path::Path::new(path).display(),
+                errno.desc()
+            ),
         )
     };
     let mut file = File::open(path).map_err(|error| cannot(&error))?;
     first_line(&mut file).map_err(|error| cannot(&error))?.ok_or_else(|| {
         MountError::usage(format!(
             "the password file {} begins with no line of 1 to {MAX_LEN} bytes",
-            path.display()
+            std::path::Path::new(path).display()
         ))
     })
 }

@@ -5,6 +5,7 @@
 mod args;
 mod copy;
 mod doctor;
+mod encfs;
 mod failure;
 mod info;
 mod look;
@@ -71,6 +72,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Cp(args) => copy::run(args)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Types(args) => types::run(args)?,
+        Command::Encfs(command) => encfs::run(command)?,
         Command::Tour => tour::run()?,
         Command::Completions { shell } => manual::completions(*shell),
         Command::Man { command, out } => manual::man(command.as_deref(), out.as_deref())?,

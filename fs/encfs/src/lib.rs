@@ -1,0 +1,95 @@
+//! `encfs`: encrypted directories, in the formats of gocryptfs and EncFS.
+//!
+//! A filter: it makes a tree from a tree. The ciphertext may lie in a directory of the host system, on another machine, or
+//! in a view.
+//!
+//! From the bottom: `inner` (the tree of ciphertext), `content` (files: a header and blocks), `tree` (everything else that the formats
+//! share), `gocryptfs` (the format), `volume` (finding, opening, making and checking), and the module.
+//!
+//! # Limits
+//!
+//! - gocryptfs: volumes that are opened by a FIDO2 token (their master key opens them), those of releases before 0.7, and
+//!   those whose configuration is elsewhere (`-config`). ACLs are not passed on, and file capabilities not kept: `EOPNOTSUPP`.
+//! - Ranges cannot be collapsed or inserted: `EOPNOTSUPP`.
+//! - A crash between the two steps of cutting a file within a block loses what stayed of that block.
+//! - A rename over an empty directory removes that first: a crash between leaves none.
+
+#![forbid(unsafe_code)]
+
+mod content;
+mod findings;
+pub mod gocryptfs;
+mod inner;
+mod random;
+mod tree;
+pub mod volume;
+
+use std::ffi::OsString;
+
+use veduta_api::{Module, MountError, Object, OptionSpec, Request, SourceKind};
+
+pub use inner::Inner;
+use volume::{Secrets, Volume};
+
+/// The type `encfs`.
+pub struct Encfs;
+
+impl Module for Encfs {
+    fn name(&self) -> &'static str {
+        "encfs"
+    }
+    fn aliases(&self) -> &'static [&'static str] {
+        &["gocryptfs", "umfuseencfs", "vufuseencfs", "umfusegocryptfs"]
+    }
+    fn summary(&self) -> &'static str {
+        "encrypted directories, as gocryptfs and EncFS make them"
+    }
+    fn source(&self) -> SourceKind {
+        SourceKind::Tree
+    }
+    fn writable(&self) -> bool {
+        true
+    }
+    fn options(&self) -> &'static [OptionSpec] {
+        const {
+            &[
+                OptionSpec::with_value(
+                    "passfile",
+                    "FILE",
+                    "Take the password from the first line of a file.",
+                ),
+                OptionSpec::with_value(
+                    "extpass",
+                    "COMMAND",
+                    "Take the password from the first line that a command prints; the shell runs it.",
+                ),
+                OptionSpec::flag(
+                    "masterkey",
+                    "What is asked for, or read from passfile or extpass, is the master key of a gocryptfs volume: 64 hexadecimal digits.",
+                ),
+                OptionSpec::with_value("pre", "WORDS", "Accepted, and ignored, for old command lines."),
+            ]
+        }
+    }
+    fn manual(&self) -> &'static str {
+        "Shows the plaintext of an encrypted directory. What is written is encrypted at once, so the directory can be \
+         copied, synchronised and backed up file by file.\n\n\
+         Volumes are made by `veduta encfs init DIR`, gocryptfs or encfs; which it is shows by the file gocryptfs.conf or \
+         .encfs6.xml in it. The password is asked for on the terminal, without echo, unless passfile or extpass says where it \
+         comes from. It is never an argument.\n\n\
+         Content is authenticated: a block that was changed by somebody without the key reads as an I/O error, the log says which, \
+         and all other blocks are read.\n\n\
+         Examples:\n  veduta encfs init ~/cipher\n  umfuseencfs ~/cipher ~/plain\n  veduta mount -t encfs -o passfile=pw ~/cipher ~/plain"
+    }
+    fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
+        let secrets = Secrets {
+            file: request.options.take_value("passfile")?.map(OsString::from),
+            program: request.options.take_value("extpass")?.map(OsString::from),
+            master_key: request.options.take_flag("masterkey")?,
+        };
+        request.options.take_value("pre")?;
+        let (fs, root) = request.world.tree(request.source)?;
+        let volume = Volume::find(Inner::new(fs, root), false)?;
+        Ok(Object::Tree(volume.open(request.world, &secrets)?))
+    }
+}
