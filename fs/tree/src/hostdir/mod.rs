@@ -256,7 +256,8 @@ impl Filesystem for HostDir {
         let read = || {
             let _names = self.names.read();
             let fd = self.fd(dir)?;
-            list(&fd)
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            list(&rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(errno)?)
         };
         listing.read(position, read, sink)
     }
