@@ -21,7 +21,9 @@ mod findings;
 pub mod gocryptfs;
 mod inner;
 mod random;
+mod readonly;
 mod tree;
+pub mod v1;
 pub mod volume;
 
 use std::ffi::OsString;

@@ -119,12 +119,12 @@ pub(crate) struct CryptTree<S> {
     inner: Inner,
     files: Arc<Files>,
     scheme: Arc<S>,
-    names: RwLock<()>,
+    names: Arc<RwLock<()>>,
 }
 
 impl<S: Scheme> CryptTree<S> {
     pub(crate) fn new(files: Arc<Files>, scheme: Arc<S>) -> Self {
-        Self { inner: files.inner.clone(), files, scheme, names: RwLock::new(()) }
+        Self { inner: files.inner.clone(), files, scheme, names: Arc::new(RwLock::new(())) }
     }
 
     fn below(&self, ino: Ino) -> Ino {
@@ -220,11 +220,7 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             Errno::EPERM => Errno::ENOENT,
             error => error,
         })?;
-        let entry = self.inner.fs.lookup(dir, &stored.name).map_err(|error| match error {
-            // The name could not have been stored, so it is not there.
-            Errno::ENAMETOOLONG => Errno::ENOENT,
-            error => error,
-        })?;
+        let entry = self.inner.fs.lookup(dir, &stored.name)?;
         Ok(self.enter(dir, &stored, entry))
     }
 
@@ -249,10 +245,12 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             inner: self.inner.clone(),
             dir: below,
             open,
+            names: Arc::clone(&self.names),
         })))
     }
 
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
+        let _names = self.names.read();
         let below = self.below(ino);
         let external = self.scheme.external(below)?;
         let file = self.files.open_below(below, OpenFlags { direct: false, ..flags })?;
@@ -289,6 +287,7 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
     fn setattr(&self, ino: Ino, changes: &SetAttr) -> Result<Attr> {
         let below = self.below(ino);
         if let Some(size) = changes.size {
+            let _names = self.names.read();
             self.files.truncate(below, self.scheme.external(below)?, size)?;
         }
         let SetAttr { perm, uid, gid, size: _, atime, mtime, ctime, flags, drop_set_id } = *changes;
@@ -312,7 +311,8 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             let (entry, file) = self.inner.fs.create(dir, &stored.name, new, flags)?;
             let below = entry.ino;
             let entry = self.enter(dir, stored, entry);
-            let file: Arc<dyn File> = Arc::new(self.files.file(below, stored.iv, file, flags.write));
+            let external = self.scheme.external(below)?;
+            let file: Arc<dyn File> = Arc::new(self.files.file(below, external, file, flags.write));
             Ok((entry, file))
         })
     }
@@ -467,6 +467,7 @@ impl<S: Scheme> CryptTree<S> {
         position: u64,
         sink: &mut DirSink<'_>,
     ) -> Result<()> {
+        let _names = self.names.read();
         list(&*self.scheme, &self.inner, dir, open, position, sink)
     }
 }
@@ -477,10 +478,12 @@ struct OpenDir<S> {
     inner: Inner,
     dir: Ino,
     open: Arc<dyn Directory>,
+    names: Arc<RwLock<()>>,
 }
 
 impl<S: Scheme> Directory for OpenDir<S> {
     fn read(&self, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
+        let _names = self.names.read();
         list(&*self.scheme, &self.inner, self.dir, Some(&*self.open), position, sink)
     }
 }

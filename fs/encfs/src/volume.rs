@@ -10,6 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::gocryptfs::{self, Config, Format, MasterKey, NameMode, WrongPassword};
 use crate::inner::Inner;
+use crate::readonly::ReadOnly;
+use crate::v1;
 
 /// Where the password comes from, or the master key instead.
 #[derive(Clone, Debug, Default)]
@@ -49,11 +51,13 @@ pub struct Volume {
 
 enum Found {
     Gocryptfs(Config),
+    V1(Box<v1::Config>),
 }
 
 /// What opens a volume.
 enum Key {
     Gocryptfs(MasterKey),
+    V1(Box<v1::config::VolumeKey>),
 }
 
 /// What a check of a volume found.
@@ -88,8 +92,15 @@ impl Volume {
             let config = Found::Gocryptfs(Config::parse(&bytes)?);
             return Ok(Self { inner, config, reverse });
         }
+        for name in v1::config::NAMES.into_iter().filter(|_| !reverse) {
+            if let Some(bytes) = read(name)? {
+                let config = Found::V1(Box::new(v1::Config::parse(name, &bytes)?));
+                return Ok(Self { inner, config, reverse });
+            }
+        }
         Err(MountError::wrong_type(format!(
-            "it is no encrypted directory: it has no {name} (`veduta encfs init` makes one)"
+            "it is no encrypted directory: it has no {name}{} (`veduta encfs init` makes one)",
+            if reverse { "" } else { ", and no .encfs6.xml" }
         )))
     }
 
@@ -105,19 +116,32 @@ impl Volume {
                 Ok(key) => Ok(Key::Gocryptfs(key)),
                 Err(WrongPassword) => Err(wrong_password()),
             },
+            Found::V1(_) if secrets.master_key => {
+                Err(MountError::usage("volumes of EncFS are not opened by a master key"))
+            }
+            Found::V1(config) => Ok(Key::V1(Box::new(config.unlock(&secret)?.ok_or_else(wrong_password)?))),
         }
     }
 
     /// Asks for the secret, and opens the volume.
     pub fn open(self, world: &dyn World, secrets: &Secrets) -> Result<Arc<dyn Filesystem>, MountError> {
         let key = self.unlock(world, secrets)?;
-        Ok(self.open_with(&key))
+        if let Found::V1(config) = &self.config {
+            let only = if config.is_old() { ", and so old that it is mounted read-only" } else { "" };
+            tracing::warn!("this volume has the format of EncFS 1.x, whose security is dated{only}");
+        }
+        self.open_with(key)
     }
 
-    fn open_with(self, key: &Key) -> Arc<dyn Filesystem> {
-        match (&self.config, key) {
-            (Found::Gocryptfs(config), Key::Gocryptfs(key)) => gocryptfs::open(self.inner, config, key),
-        }
+    fn open_with(self, key: Key) -> Result<Arc<dyn Filesystem>, MountError> {
+        Ok(match (&self.config, key) {
+            (Found::Gocryptfs(config), Key::Gocryptfs(key)) => gocryptfs::open(self.inner, config, &key),
+            (Found::V1(config), Key::V1(key)) => {
+                let tree = v1::open(self.inner, config, *key);
+                if config.is_old() { Arc::new(ReadOnly(tree)) } else { tree }
+            }
+            _ => return Err(MountError::usage("the key is of another format")),
+        })
     }
 
     /// Gives the volume another password. Whoever has the master key needs no password for that.
@@ -130,17 +154,27 @@ impl Volume {
     ) -> Result<(), MountError> {
         let key = self.unlock(world, secrets)?;
         let password = new_password(world, new)?;
-        let name = if self.reverse { gocryptfs::config::REVERSE_NAME } else { gocryptfs::config::NAME };
+        let mut name = if self.reverse { gocryptfs::config::REVERSE_NAME } else { gocryptfs::config::NAME };
+        let mut mode = 0o400;
         let root = self.inner.below(Ino::ROOT);
         let bytes = match (&mut self.config, &key) {
             (Found::Gocryptfs(config), Key::Gocryptfs(key)) => {
                 config.set_password(key, &password, log_n.unwrap_or(config.log_n()))?;
                 config.to_json()
             }
+            (Found::V1(config), _) if config.is_old() => {
+                return Err(MountError::unsupported("volumes of EncFS before 1.4 are only read"));
+            }
+            (Found::V1(config), Key::V1(key)) => {
+                config.set_password(key, &password, config.iterations())?;
+                (name, mode) = (v1::config::NAMES[0], 0o600);
+                config.to_xml()
+            }
+            _ => return Err(MountError::usage("the key is of another format")),
         };
         let owner = self.inner.fs.getattr(root).map(|attr| (attr.uid, attr.gid));
         owner
-            .and_then(|owner| self.inner.replace_small(root, OsStr::new(name), &bytes, 0o400, owner))
+            .and_then(|owner| self.inner.replace_small(root, OsStr::new(name), &bytes, mode, owner))
             .map_err(|errno| failed(&format!("{name} cannot be written"), errno))
     }
 
@@ -152,6 +186,13 @@ impl Volume {
                 report.put("format", if self.reverse { "gocryptfs, reverse" } else { "gocryptfs" });
                 report.put("creator", config.creator.as_str());
                 describe_gocryptfs(&mut report, config);
+            }
+            Found::V1(config) => {
+                report.put("format", "EncFS");
+                report.put("configuration", config.file);
+                report.put("creator", config.creator.as_str());
+                describe_v1(&mut report, config);
+                report.warn("the security of this format is dated");
             }
         }
         report
@@ -167,7 +208,7 @@ impl Volume {
         let key = self.unlock(world, secrets)?;
         self.inner = self.inner.collecting();
         let inner = self.inner.clone();
-        let tree = self.open_with(&key);
+        let tree = self.open_with(key)?;
         Ok(Check { tree: &*tree, inner: &inner, result: Checked::default(), seen: HashSet::new() }
             .run(progress))
     }
@@ -192,6 +233,32 @@ fn describe_gocryptfs(report: &mut Report, config: &Config) {
     }
     report.put("derived_keys", hkdf);
     report.put("scrypt_cost", format!("2^{}", config.log_n()));
+}
+
+fn describe_v1(report: &mut Report, config: &v1::Config) {
+    let format = config.format;
+    let cipher = match format.algorithm {
+        v1::Algorithm::Aes => "AES",
+        v1::Algorithm::Blowfish => "Blowfish",
+    };
+    report.put("content", format!("{cipher}-{}", format.key * 8));
+    report.put("block_size", veduta_api::Value::Bytes(format.block as u64));
+    report.put(
+        "names",
+        match format.naming {
+            v1::Naming::Null => "plain",
+            v1::Naming::Block { base32: false } => "block",
+            v1::Naming::Block { base32: true } => "block, base32",
+            v1::Naming::Stream => "stream",
+        },
+    );
+    report.put("chained_names", format.chained_names);
+    report.put("file_headers", format.unique_iv);
+    report.put("files_depend_on_paths", format.external_iv);
+    report.put("checksum_bytes", format.mac as u64);
+    report.put("random_bytes", format.random as u64);
+    report.put("holes", format.holes);
+    report.put("pbkdf2_rounds", config.iterations());
 }
 
 pub(crate) fn wrong_password() -> MountError {
@@ -221,6 +288,13 @@ pub enum NewVolume {
         log_n: u8,
         /// Beside plain files, for an encrypted view of them.
         reverse: bool,
+    },
+    /// As EncFS 1.9 makes it.
+    V1 {
+        /// How.
+        format: v1::Format,
+        /// Milliseconds that a guess of the password is to take here.
+        milliseconds: u32,
     },
 }
 
@@ -255,6 +329,24 @@ pub fn init(
             let config = Config::new(format, &key, &password, log_n)?;
             gocryptfs::init(inner, &config, reverse, master.is_some())?;
             Ok(master.is_none().then(|| key.to_hex()))
+        }
+        NewVolume::V1 { format, milliseconds } => {
+            let root = inner.below(Ino::ROOT);
+            if master.is_some() {
+                return Err(MountError::usage("volumes of EncFS are not made of a master key"));
+            }
+            if !inner.is_empty(root, |_| false).map_err(|errno| failed("it cannot be read", errno))? {
+                return Err(MountError::usage("it is not empty"));
+            }
+            let password = new_password(world, secrets)?;
+            let config =
+                v1::Config::new(format.current(), &password, v1::iterations_for(milliseconds), milliseconds)?;
+            let owner = inner.fs.getattr(root).map(|attr| (attr.uid, attr.gid));
+            let name = OsStr::new(v1::config::NAMES[0]);
+            owner
+                .and_then(|owner| inner.write_small(root, name, &config.to_xml(), 0o600, owner, true))
+                .map_err(|errno| failed("its configuration cannot be written", errno))?;
+            Ok(None)
         }
     }
 }

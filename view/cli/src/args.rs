@@ -347,11 +347,28 @@ pub(crate) enum EncfsCipher {
     Xchacha,
 }
 
+/// Formats of new volumes.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum EncfsFormat {
+    /// That of gocryptfs 2
+    Gocryptfs,
+    /// That of EncFS 1.9 in standard mode, whose security is dated
+    Encfs,
+    /// That of EncFS 1.9 in paranoia mode: block checksums, longer keys; no hard links
+    EncfsParanoia,
+}
+
 /// `veduta encfs init`
 #[derive(Args)]
 pub(crate) struct EncfsInit {
     #[command(flatten)]
     pub(crate) secrets: Secrets,
+    /// The format. The options below are for gocryptfs
+    #[arg(long, value_name = "FORMAT", default_value = "gocryptfs")]
+    pub(crate) format: EncfsFormat,
+    /// Milliseconds that a guess of the password takes on this machine, for the formats of EncFS
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) kdf_time: u32,
     /// What encrypts the content; aes-gcm if not given, aes-siv with --reverse
     #[arg(long, value_name = "CIPHER")]
     pub(crate) cipher: Option<EncfsCipher>,

@@ -7,7 +7,7 @@ use veduta_api::{MountError, World};
 use veduta_disk::HostWorld;
 use veduta_encfs::gocryptfs::{Cipher, Format, NameMode};
 use veduta_encfs::volume::{self, NewVolume, Secrets, Volume};
-use veduta_encfs::{Encfs, Inner};
+use veduta_encfs::{Inner, v1};
 
 use crate::args::{self, EncfsCommand};
 use crate::failure::{Failure, shown};
@@ -57,10 +57,20 @@ fn init(args: &args::EncfsInit) -> Result<(), Failure> {
         (Some(args::EncfsCipher::Xchacha), false) => Cipher::XChaCha20Poly1305,
         (Some(args::EncfsCipher::AesGcm) | None, false) => Cipher::AesGcm,
     };
-    let new = NewVolume::Gocryptfs {
-        format: Format { cipher, names, hkdf: true },
-        log_n: args.scrypt_cost,
-        reverse: args.reverse,
+    let milliseconds = args.kdf_time;
+    let new = match args.format {
+        args::EncfsFormat::Gocryptfs => NewVolume::Gocryptfs {
+            format: Format { cipher, names, hkdf: true },
+            log_n: args.scrypt_cost,
+            reverse: args.reverse,
+        },
+        _ if args.reverse || args.cipher.is_some() || args.plaintext_names || args.deterministic_names => {
+            return Err(Failure::usage(
+                "--reverse, --cipher, --plaintext-names and --deterministic-names are for gocryptfs",
+            ));
+        }
+        args::EncfsFormat::Encfs => NewVolume::V1 { format: v1::Format::STANDARD, milliseconds },
+        args::EncfsFormat::EncfsParanoia => NewVolume::V1 { format: v1::Format::PARANOIA, milliseconds },
     };
     let master = args.master_key.then(|| Secrets {
         file: args.master_key_file.clone(),
@@ -131,10 +141,6 @@ fn fsck(args: &args::EncfsFsck) -> Result<(), Failure> {
     if checked.problems.is_empty() {
         Ok(())
     } else {
-        Err(Failure::mount(
-            Some(veduta_api::Module::name(&Encfs)),
-            &args.dir,
-            &MountError::corrupt("the volume is damaged"),
-        ))
+        Err(failed(&args.dir)(MountError::corrupt("the volume is damaged")))
     }
 }
