@@ -234,6 +234,7 @@ impl Filesystem for HostDir {
             caching: Caching::Shared(Duration::from_secs(1)),
             name_max: u32::try_from(name_max).unwrap_or(255),
             backing: true,
+            dated_listings: true,
             ..Facts::default()
         }
     }
