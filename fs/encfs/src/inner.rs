@@ -23,6 +23,8 @@ pub struct Inner {
     pub(crate) fs: Arc<dyn Filesystem>,
     root: Ino,
     pub(crate) findings: Arc<Findings>,
+    /// Nobody else changes it.
+    pub(crate) is_exclusive: bool,
 }
 
 /// One entry of a directory, kept beyond the call that listed it.
@@ -36,7 +38,13 @@ pub(crate) struct Listed {
 impl Inner {
     /// The part of `fs` below `root`.
     pub fn new(fs: Arc<dyn Filesystem>, root: Ino) -> Self {
-        Self { fs, root, findings: Arc::default() }
+        Self { fs, root, findings: Arc::default(), is_exclusive: false }
+    }
+
+    /// The same, with the promise that nobody else changes it, if there is one.
+    #[must_use]
+    pub fn exclusive(self, is_exclusive: bool) -> Self {
+        Self { is_exclusive, ..self }
     }
 
     /// The same for a check of the whole: what is found wrong is collected.

@@ -69,6 +69,11 @@ impl Module for Encfs {
                     "masterkey",
                     "What is asked for, or read from passfile or extpass, is the master key of a gocryptfs volume: 64 hexadecimal digits.",
                 ),
+                OptionSpec::flag(
+                    "exclusive",
+                    "Nothing but this mount changes the encrypted directory, so that names may be remembered for ever and writes held back. \
+                     Else changes by others, such as a synchronising program, are seen after a second.",
+                ),
                 OptionSpec::with_value("pre", "WORDS", "Accepted, and ignored, for old command lines."),
             ]
         }
@@ -90,8 +95,9 @@ impl Module for Encfs {
             master_key: request.options.take_flag("masterkey")?,
         };
         request.options.take_value("pre")?;
+        let exclusive = request.options.take_flag("exclusive")?;
         let (fs, root) = request.world.tree(request.source)?;
-        let volume = Volume::find(Inner::new(fs, root), false)?;
+        let volume = Volume::find(Inner::new(fs, root).exclusive(exclusive), false)?;
         Ok(Object::Tree(volume.open(request.world, &secrets)?))
     }
 }

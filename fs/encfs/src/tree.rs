@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use veduta_api::{
-    Attr, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Kind, NewNode, OpenFlags,
-    Perm, RenameFlags, Result, SetAttr, StatFs, XattrMode,
+    Attr, Caching, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Kind, NewNode,
+    OpenFlags, Perm, RenameFlags, Result, SetAttr, StatFs, XattrMode,
 };
 
 use crate::content::Files;
@@ -203,7 +203,9 @@ impl<S: Scheme> CryptTree<S> {
 impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
     fn facts(&self) -> Facts {
         let below = self.inner.fs.facts();
+        let caching = if self.inner.is_exclusive { Caching::Exclusive } else { below.caching };
         Facts {
+            caching,
             name_max: 255,
             size_max: self.files.layout().plain_size(below.size_max),
             backing: false,

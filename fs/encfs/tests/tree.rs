@@ -1,6 +1,8 @@
 //! Encrypted trees over a directory of the host system, beside models in memory: content at every edge of a block, names, links, moves, and what
 //! is said of damage. (What the original programs say of the same volumes is asked in tests/scripts/encfs.sh.)
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
