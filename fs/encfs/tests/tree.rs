@@ -301,7 +301,7 @@ fn names_of_all_lengths_and_bytes_are_listed_and_found() {
         assert_eq!(names(&*mounted.tree, Ino::ROOT), made, "{kind}");
         for name in &made {
             let dir = mounted.tree.lookup(Ino::ROOT, name).unwrap();
-            assert_eq!(names(&*mounted.tree, dir.ino), [name.clone()], "{kind}");
+            assert_eq!(names(&*mounted.tree, dir.ino), std::slice::from_ref(name), "{kind}");
             mounted.tree.unlink(dir.ino, name).unwrap();
             mounted.tree.rmdir(Ino::ROOT, name).unwrap();
         }
@@ -373,7 +373,7 @@ fn links_and_attributes_are_kept() {
         match tree.link(ino, Ino::ROOT, OsStr::from_bytes(&[b'l'; 140])) {
             Ok(entry) => assert_eq!((entry.ino, entry.attr.nlink), (ino, 2), "{kind}"),
             Err(errno) => {
-                assert!(errno == Errno::EPERM && matches!(kind, "paranoia" | "blowfish"), "{kind}: {errno}")
+                assert!(errno == Errno::EPERM && matches!(kind, "paranoia" | "blowfish"), "{kind}: {errno}");
             }
         }
         for target in ["/absolute/target", "../relative", &"t".repeat(300)] {
