@@ -120,6 +120,32 @@ if original gocryptfs; then
     ours && fill && unmount && settled
     check "gocryptfs -fsck finds nothing" gocryptfs -q -fsck -passfile pw "$c"
     rm -rf "$c" && mkdir "$c"
+
+    # An encrypted view of plain files, the same as theirs to the byte.
+    mkdir plain theirs
+    combinations=('')
+    [ "$HOW" = root ] && combinations+=(-plaintextnames -deterministic-names)
+    for options in "${combinations[@]}"; do
+        rm -rf plain && mkdir plain
+        (m=$TMP/plain; fill 200)
+        # shellcheck disable=SC2086
+        check "gocryptfs -init -reverse $options" gocryptfs -q -init -reverse -scryptn 10 -passfile pw $options plain
+        check "gocryptfs shows the view" gocryptfs -q -reverse -passfile pw plain theirs
+        check "we show it" "$BIN/umfuseencfs" "$TMP/plain" "$m" -o "passfile=$TMP/pw,reverse"
+        names() { (cd "$1" && find . -printf '%P %y %l\n' | sort && find . -type f -printf '%P %s\n' | sort); }
+        same "reverse $options: names and links are theirs" "$(names theirs)" "$(names "$m")"
+        check "reverse $options: content is theirs" diff -r --no-dereference theirs "$m"
+        cp -r "$m" "$c/copy"
+        refuse 1 'Read-only' "reverse $options: it cannot be changed" touch "$m/new"
+        unmount
+        settled
+        umount theirs 2>/dev/null || fusermount3 -u theirs
+        check "reverse $options: the copy is a volume" "$BIN/umfuseencfs" "$c/copy" "$m" -o "passfile=$TMP/pw"
+        check "reverse $options: of the same files" diff -r --no-dereference -x .gocryptfs.reverse.conf plain "$m"
+        unmount
+        settled
+        rm -rf "$c" && mkdir "$c"
+    done
 else
     without gocryptfs
 fi

@@ -70,6 +70,11 @@ impl Module for Encfs {
                     "What is asked for, or read from passfile or extpass, is the master key of a gocryptfs volume: 64 hexadecimal digits.",
                 ),
                 OptionSpec::flag(
+                    "reverse",
+                    "The directory holds plain files, and .gocryptfs.reverse.conf: show it encrypted, read-only, for a backup that \
+                     gocryptfs, or this type, opens.",
+                ),
+                OptionSpec::flag(
                     "exclusive",
                     "Nothing but this mount changes the encrypted directory, so that names may be remembered for ever and writes held back. \
                      Else changes by others, such as a synchronising program, are seen after a second.",
@@ -95,9 +100,10 @@ impl Module for Encfs {
             master_key: request.options.take_flag("masterkey")?,
         };
         request.options.take_value("pre")?;
+        let reverse = request.options.take_flag("reverse")?;
         let exclusive = request.options.take_flag("exclusive")?;
         let (fs, root) = request.world.tree(request.source)?;
-        let volume = Volume::find(Inner::new(fs, root).exclusive(exclusive), false)?;
+        let volume = Volume::find(Inner::new(fs, root).exclusive(exclusive), reverse)?;
         Ok(Object::Tree(volume.open(request.world, &secrets)?))
     }
 }

@@ -135,6 +135,9 @@ impl Volume {
 
     fn open_with(self, key: Key) -> Result<Arc<dyn Filesystem>, MountError> {
         Ok(match (&self.config, key) {
+            (Found::Gocryptfs(config), Key::Gocryptfs(key)) if self.reverse => {
+                gocryptfs::open_reverse(self.inner, config, &key)?
+            }
             (Found::Gocryptfs(config), Key::Gocryptfs(key)) => gocryptfs::open(self.inner, config, &key),
             (Found::V1(config), Key::V1(key)) => {
                 let tree = v1::open(self.inner, config, *key);

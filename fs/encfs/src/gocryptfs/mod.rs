@@ -5,6 +5,7 @@ pub(crate) mod content;
 pub(crate) mod eme;
 pub(crate) mod keys;
 pub(crate) mod names;
+mod reverse;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use self::keys::MasterKey;
 
 use self::content::Content;
 use self::names::{Gocryptfs, Names};
+use self::reverse::Reverse;
 use crate::content::Files;
 use crate::inner::Inner;
 use crate::tree::CryptTree;
@@ -26,6 +28,22 @@ pub(crate) fn open(inner: Inner, config: &Config, key: &MasterKey) -> Arc<dyn Fi
     let content = Arc::new(Content::new(&config.format, key));
     let scheme = Gocryptfs::new(Names::new(&config.format, key), Arc::clone(&content), root);
     Arc::new(CryptTree::new(Files::new(inner, content), Arc::new(scheme)))
+}
+
+/// The ciphertext of a directory of plain files.
+pub(crate) fn open_reverse(
+    inner: Inner,
+    config: &Config,
+    key: &MasterKey,
+) -> Result<Arc<dyn Filesystem>, MountError> {
+    if config.format.cipher != Cipher::AesSiv {
+        return Err(MountError::corrupt(format!(
+            "{} is damaged: a reverse volume is encrypted with AES-SIV",
+            config::REVERSE_NAME
+        )));
+    }
+    let content = Arc::new(Content::new(&config.format, key));
+    Ok(Arc::new(Reverse::new(inner, content, Names::new(&config.format, key))))
 }
 
 /// Makes a volume in an empty directory; a reverse one beside what is there, and one that lost its configuration (`again`) around

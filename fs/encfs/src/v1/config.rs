@@ -99,7 +99,7 @@ impl Format {
     }
 
     /// Bytes of key and vector together.
-    fn key_and_iv(self) -> usize {
+    pub(crate) fn key_and_iv(self) -> usize {
         self.key + self.algorithm.block()
     }
 }
