@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod encrypted;
 pub mod record;
 
 use std::collections::{HashMap, VecDeque};
@@ -238,7 +239,7 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 }
 
 /// The targets of the fuzzers, by name.
-pub const TARGETS: &[&str] = &["ext2", "fat", "iso9660", "mbr"];
+pub const TARGETS: &[&str] = &["encfs", "ext2", "fat", "iso9660", "mbr"];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
 /// it could not be mounted.
@@ -249,6 +250,7 @@ pub const TARGETS: &[&str] = &["ext2", "fat", "iso9660", "mbr"];
 #[expect(clippy::panic, reason = "a wrong target is a mistake in the fuzzer")]
 pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
     match name {
+        "encfs" => encrypted::target(bytes),
         "ext2" => module(&veduta_ext2::Ext2, bytes, &["ro", "ro,noload"]),
         "fat" => module(&veduta_fat::Fat, bytes, &["", "codepage=850,shortname=lower,iocharset=iso8859-1"]),
         "iso9660" => module(&veduta_iso9660::Iso9660, bytes, &["", "norock", "norock,nojoliet", "eltorito"]),

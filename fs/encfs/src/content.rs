@@ -341,10 +341,13 @@ impl FileNode {
     /// Reads with a header that is known, and the lock held.
     fn read_blocks(&self, below: &dyn File, id: &FileId, buf: &mut [u8], offset: u64) -> Result<usize> {
         let layout = self.layout();
-        let end = offset.checked_add(buf.len() as u64).ok_or(Errno::EINVAL)?;
+        let (Some(end), Ok(start)) =
+            (offset.checked_add(buf.len() as u64), layout.start(offset / layout.block))
+        else {
+            // Nothing is stored behind the largest offset.
+            return Ok(0);
+        };
         let (first, last) = (offset / layout.block, (end - 1) / layout.block);
-        // Nothing is stored behind the largest offset.
-        let Ok(start) = layout.start(first) else { return Ok(0) };
         let wanted = (last - first + 1) * layout.cipher_block();
         with_ciphertext(wanted as usize, |cipher| {
             let len = below.read_at(cipher, start)?;
