@@ -145,7 +145,7 @@ impl<S: Scheme> CryptTree<S> {
             }),
             _ => attr.size,
         };
-        Attr { size, ..attr }
+        Attr { size, st_dev: None, ..attr }
     }
 
     fn enter(&self, dir: Ino, name: &CipherName, entry: Entry) -> Entry {

@@ -108,6 +108,7 @@ impl Reverse {
             size: content.len() as u64,
             blocks: 1,
             rdev: Default::default(),
+            st_dev: None,
             ..attr
         };
         let mut nodes = self.nodes.write();
@@ -128,7 +129,7 @@ impl Reverse {
         let inner = &self.view.inner;
         let entry = inner.fs.lookup(inner.below(Ino::ROOT), OsStr::new(config::REVERSE_NAME))?;
         self.enter(entry.ino, What::Config);
-        Ok(entry)
+        Ok(Entry { attr: Attr { st_dev: None, ..entry.attr }, ..entry })
     }
 }
 
@@ -185,7 +186,7 @@ impl View {
             Kind::Symlink => self.target(ino, path)?.len() as u64,
             _ => attr.size,
         };
-        Ok(Attr { size, ..attr })
+        Ok(Attr { size, st_dev: None, ..attr })
     }
 
     fn list(
@@ -295,7 +296,7 @@ impl Filesystem for Reverse {
         let below = self.view.inner.below(ino);
         match self.what(ino)? {
             What::Real(path) => self.view.attr(below, &path, self.view.inner.fs.getattr(below)?),
-            What::Config => self.view.inner.fs.getattr(below),
+            What::Config => Ok(Attr { st_dev: None, ..self.view.inner.fs.getattr(below)? }),
             What::Virtual { attr, .. } => Ok(attr),
         }
     }
