@@ -4,15 +4,21 @@
 //! in a view.
 //!
 //! From the bottom: `inner` (the tree of ciphertext), `content` (files: a header and blocks), `tree` (everything else that the formats
-//! share), `gocryptfs` (the format), `volume` (finding, opening, making and checking), and the module.
+//! share), `gocryptfs` and `v1` (the formats), `volume` (finding, opening, making and checking), and the module.
 //!
 //! # Limits
 //!
 //! - gocryptfs: volumes that are opened by a FIDO2 token (their master key opens them), those of releases before 0.7, and
-//!   those whose configuration is elsewhere (`-config`). ACLs are not passed on, and file capabilities not kept: `EOPNOTSUPP`.
+//!   those whose configuration is elsewhere (`-config`). ACLs are not passed on, and file capabilities not kept: `EOPNOTSUPP`. The
+//!   reverse view leaves nothing out (`-exclude`), and has no extended attributes.
+//! - EncFS: the ciphers Camellia and Null, plain content, the reverse view, version 7 and those before 4. Extended attributes are not
+//!   encrypted, as encfs has it.
+//! - Where names are chained (EncFS), two names cannot be exchanged (`EINVAL`), and a crash while a directory is moved leaves some names below it in
+//!   the old form and some in the new; those in the other form are not shown.
 //! - Ranges cannot be collapsed or inserted: `EOPNOTSUPP`.
 //! - A crash between the two steps of cutting a file within a block loses what stayed of that block.
 //! - A rename over an empty directory removes that first: a crash between leaves none.
+//! - A target of a symbolic link is longer when it is encrypted: beyond about 3,000 bytes it is `ENAMETOOLONG`.
 
 #![forbid(unsafe_code)]
 
@@ -90,7 +96,12 @@ impl Module for Encfs {
          .encfs6.xml in it. The password is asked for on the terminal, without echo, unless passfile or extpass says where it \
          comes from. It is never an argument.\n\n\
          Content is authenticated: a block that was changed by somebody without the key reads as an I/O error, the log says which, \
-         and all other blocks are read.\n\n\
+         and all other blocks are read. (Volumes of EncFS are so only if they were made with block checksums; the security of that \
+         format is dated, and a mount says so.)\n\n\
+         The directory is as safe as the password is hard to guess, and as the master key is hidden. Sizes of files, their times, owners and \
+         modes, and how many there are, can be seen without it.\n\n\
+         With reverse, it is the other way round: a directory of plain files is shown encrypted, the same each time, so that it can be \
+         copied to a place that is not trusted.\n\n\
          Examples:\n  veduta encfs init ~/cipher\n  umfuseencfs ~/cipher ~/plain\n  veduta mount -t encfs -o passfile=pw ~/cipher ~/plain"
     }
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
