@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod encrypted;
 mod images;
 mod layers;
 pub mod record;
@@ -241,7 +242,7 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 
 /// The targets of the fuzzers, by name.
 pub const TARGETS: &[&str] = &[
-    "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "vdi", "vhd", "vhdx", "viewfs", "vmdk",
+    "encfs", "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "vdi", "vhd", "vhdx", "viewfs", "vmdk",
 ];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
@@ -253,6 +254,7 @@ pub const TARGETS: &[&str] = &[
 #[expect(clippy::panic, reason = "a wrong target is a mistake in the fuzzer")]
 pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
     match name {
+        "encfs" => encrypted::target(bytes),
         "ext2" => module(&veduta_ext2::Ext2, bytes, &["ro", "ro,noload"]),
         "fat" => module(&veduta_fat::Fat, bytes, &["", "codepage=850,shortname=lower,iocharset=iso8859-1"]),
         "iso9660" => module(&veduta_iso9660::Iso9660, bytes, &["", "norock", "norock,nojoliet", "eltorito"]),

@@ -1,24 +1,102 @@
-//! Asking for a secret on the terminal of the person who mounts, without echo.
+//! Asking for a secret on the terminal of the person who mounts, without echo; or a program or a file for one.
+//!
+//! From then on this process leaves no core, and may not be traced: a secret that was learnt stays in it.
 //!
 //! The line is read key by key with signals off, so that Ctrl-C comes as a key: a terminal is never left without
 //! echo by it. (A SIGTERM from elsewhere still does that, and `stty sane` mends it.)
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
 
 use nix::sys::termios::{
     InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
 };
-use veduta_api::{Errno, MountError};
+use veduta_api::{Errno, MountError, SecretSource};
 
 use crate::errno;
 
 /// Bytes; more is no secret that somebody types.
 const MAX_LEN: usize = 4096;
 
+/// What a file or a program has to say.
+pub(crate) fn fetch(source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+    leave_no_core();
+    match source {
+        SecretSource::File(path) => from_file(path),
+        SecretSource::Program(command) => from_program(command),
+    }
+}
+
+fn from_file(path: &OsStr) -> Result<Vec<u8>, MountError> {
+    let cannot = |error: &std::io::Error| {
+        let errno = errno(error);
+        MountError::system(
+            errno,
+            format!(
+                "the password file {} cannot be read: {}",
+                std::path::Path::new(path).display(),
+                errno.desc()
+            ),
+        )
+    };
+    let mut file = File::open(path).map_err(|error| cannot(&error))?;
+    first_line(&mut file).map_err(|error| cannot(&error))?.ok_or_else(|| {
+        MountError::usage(format!(
+            "the password file {} begins with no line of 1 to {MAX_LEN} bytes",
+            std::path::Path::new(path).display()
+        ))
+    })
+}
+
+fn from_program(command: &OsStr) -> Result<Vec<u8>, MountError> {
+    let cannot = |error: &std::io::Error| {
+        let errno = errno(error);
+        MountError::system(errno, format!("the password program cannot be run: {}", errno.desc()))
+    };
+    let mut shell = Command::new("/bin/sh");
+    let mut child =
+        shell.arg("-c").arg(command).stdout(Stdio::piped()).spawn().map_err(|error| cannot(&error))?;
+    let line = child.stdout.take().map_or(Ok(None), |mut stdout| {
+        let line = first_line(&mut stdout);
+        // A program that goes on writing is not stopped in the middle.
+        let _ = std::io::copy(&mut stdout, &mut std::io::sink());
+        line
+    });
+    let status = child.wait().map_err(|error| cannot(&error))?;
+    if !status.success() {
+        let message = format!("the password program failed ({status})");
+        return Err(MountError::system(Errno::EACCES, message));
+    }
+    line.map_err(|error| cannot(&error))?.ok_or_else(|| {
+        MountError::usage(format!("the password program printed no line of 1 to {MAX_LEN} bytes"))
+    })
+}
+
+/// The first line, without its end; `None` if it is empty or too long.
+fn first_line(source: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
+    // Made once, so that no copy stays behind when it grows.
+    let mut line = Vec::with_capacity(MAX_LEN + 1);
+    source.take(MAX_LEN as u64 + 1).read_to_end(&mut line)?;
+    if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+        line[end..].fill(0);
+        line.truncate(end);
+    }
+    Ok((1..=MAX_LEN).contains(&line.len()).then_some(line))
+}
+
+/// A core would hold the secret.
+fn leave_no_core() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("cores of this process cannot be prevented: {error}");
+    }
+}
+
 /// Asks on `/dev/tty`.
 pub(crate) fn ask(prompt: &str) -> Result<Vec<u8>, MountError> {
+    leave_no_core();
     let tty = OpenOptions::new().read(true).write(true).open("/dev/tty");
     let mut tty =
         tty.map_err(|_| MountError::usage("a password is needed, and there is no terminal to ask on"))?;
@@ -107,6 +185,24 @@ mod tests {
         assert_eq!(typed("aö\x7fb\n".as_bytes()), Ok(b"ab".to_vec()));
         assert_eq!(typed(b"\x7fwrong\x15right\n"), Ok(b"right".to_vec()));
         assert_eq!(typed(b"\n"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn files_and_programs_are_asked_for_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pw");
+        std::fs::write(&path, "pass word\nrest").unwrap();
+        assert_eq!(from_file(path.as_os_str()), Ok(b"pass word".to_vec()));
+        for (content, is_line) in
+            [("", false), ("\n", false), ("x", true), ("x".repeat(5000).as_str(), false)]
+        {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(from_file(path.as_os_str()).is_ok(), is_line, "{content}");
+        }
+        assert!(from_file(OsStr::new("/nonesuch")).unwrap_err().message.contains("/nonesuch"));
+        assert_eq!(from_program(OsStr::new("echo a b; seq 100000")), Ok(b"a b".to_vec()));
+        assert!(from_program(OsStr::new("echo a; exit 3")).unwrap_err().message.contains('3'));
+        assert!(from_program(OsStr::new("true")).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::unistd::{Uid, User, geteuid};
 use veduta_api::{
     Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable,
-    Report, World,
+    Report, SecretSource, World,
 };
 use veduta_formats::{FileStore, Files, Format, How, Named, Store, snapshot};
 use veduta_mbr::{read_hybrid_table, read_table, slice, take_sector};
@@ -221,6 +221,10 @@ impl World for HostWorld {
 
     fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
         crate::secret::ask(prompt)
+    }
+
+    fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+        crate::secret::fetch(source)
     }
 }
 

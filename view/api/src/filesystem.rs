@@ -89,6 +89,9 @@ pub struct Facts {
     pub backing: bool,
     /// Whether the tree itself decides who may do what (a remote server does); the host then checks nothing.
     pub own_permissions: bool,
+    /// Whether a directory's mtime tells of every change to its names, also of those that others made. Hosts may then remember
+    /// listings of a tree that is [`Caching::Shared`] until it changes.
+    pub dated_listings: bool,
     /// Nanoseconds; the granularity of times: a power of ten up to a second, or 2,000,000,000.
     pub time_granularity: u32,
 }
@@ -105,6 +108,7 @@ impl Default for Facts {
             remote_locks: false,
             backing: false,
             own_permissions: false,
+            dated_listings: false,
             time_granularity: 1,
         }
     }

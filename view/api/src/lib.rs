@@ -60,7 +60,7 @@ pub use filesystem::{
 };
 pub use interrupt::{Interrupt, InterruptScope};
 pub use link::Link;
-pub use module::{Module, MountError, MountErrorKind, Object, Request, SourceKind, World};
+pub use module::{Module, MountError, MountErrorKind, Object, Request, SecretSource, SourceKind, World};
 pub use node::DeviceNode;
 pub use options::{OptionSpec, Options, OptionsError};
 pub use report::{Report, Value};

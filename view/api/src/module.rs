@@ -140,6 +140,21 @@ pub trait World {
         let _ = prompt;
         Err(MountError::usage("a password is needed, and there is no terminal to ask on"))
     }
+
+    /// A secret that nobody types: the first line of a file, or of what a program prints.
+    fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+        let _ = source;
+        Err(MountError::unsupported("a password can only be typed here"))
+    }
+}
+
+/// Where a secret comes from that nobody types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretSource<'a> {
+    /// A file.
+    File(&'a OsStr),
+    /// A command line, for the shell.
+    Program(&'a OsStr),
 }
 
 /// What kind of failure a failed mount was: it decides the exit status.

@@ -176,6 +176,14 @@ EXAMPLES
     Doctor(Doctor),
     /// List the types that can be mounted, or the options of one
     Types(Types),
+    /// Make, describe and check encrypted directories, and change their passwords
+    ///
+    /// The directory holds the ciphertext, in the format of gocryptfs (or of EncFS, which is dated). `veduta mount -t encfs DIR MNT`,
+    /// or `umfuseencfs DIR MNT`, shows the plaintext; gocryptfs and encfs do too.
+    ///
+    /// Passwords are asked for on the terminal, without echo, or read from a file or a program. They are never arguments.
+    #[command(subcommand)]
+    Encfs(EncfsCommand),
     /// A guided first run on the bundled sample image
     ///
     /// Unpacks a small disk image to a temporary directory, looks at it, mounts it, looks around, unmounts it and removes it,
@@ -406,6 +414,161 @@ pub(crate) struct Doctor {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `veduta encfs`
+#[derive(Subcommand)]
+pub(crate) enum EncfsCommand {
+    /// Make an encrypted directory
+    ///
+    /// DIR is an empty directory. The master key of the new volume is random; it is stored in DIR/gocryptfs.conf, encrypted
+    /// under the password, and shown once if standard error is a terminal.
+    ///
+    /// With --reverse, DIR is a directory of plain files, and gets a .gocryptfs.reverse.conf: `-o reverse` then mounts an
+    /// encrypted view of it, for backups to untrusted places.
+    #[command(after_help = "\
+EXAMPLES
+  veduta encfs init ~/cipher
+  veduta encfs init --passfile pw --cipher xchacha ~/cipher
+  veduta encfs init --reverse ~/documents")]
+    Init(EncfsInit),
+    /// Change the password of an encrypted directory
+    ///
+    /// Only the configuration is written anew, in one step: files are encrypted under the master key, which stays the same. Who
+    /// knew the old password and kept the old configuration still has the key.
+    #[command(after_help = "\
+EXAMPLES
+  veduta encfs passwd ~/cipher
+  veduta encfs passwd --master-key ~/cipher      when the password is forgotten, and the master key is on paper")]
+    Passwd(EncfsPasswd),
+    /// Tell how a directory is encrypted; needs no password
+    Info(EncfsInfo),
+    /// Read everything in an encrypted directory, and say what is damaged
+    ///
+    /// Nothing is changed. Each file, link, name and attribute that cannot be decrypted is named, files with the number of each
+    /// damaged block. The exit status is 32 if there is any.
+    Fsck(EncfsFsck),
+}
+
+/// Where a password comes from, if not from the terminal.
+#[derive(Args)]
+pub(crate) struct Secrets {
+    /// Take the password from the first line of a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passfile: Option<OsString>,
+    /// Take the password from the first line that a command prints; the shell runs it
+    #[arg(long, value_name = "COMMAND", conflicts_with = "passfile")]
+    pub(crate) extpass: Option<OsString>,
+}
+
+/// What encrypts content.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum EncfsCipher {
+    /// AES-256-GCM, the fastest on processors with AES
+    AesGcm,
+    /// AES-SIV, which forgives a nonce that comes twice; for reverse volumes
+    AesSiv,
+    /// XChaCha20-Poly1305, for processors without AES
+    Xchacha,
+}
+
+/// Formats of new volumes.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum EncfsFormat {
+    /// That of gocryptfs 2
+    Gocryptfs,
+    /// That of EncFS 1.9 in standard mode, whose security is dated
+    Encfs,
+    /// That of EncFS 1.9 in paranoia mode: block checksums, longer keys; no hard links
+    EncfsParanoia,
+}
+
+/// `veduta encfs init`
+#[derive(Args)]
+pub(crate) struct EncfsInit {
+    #[command(flatten)]
+    pub(crate) secrets: Secrets,
+    /// The format. The options below are for gocryptfs
+    #[arg(long, value_name = "FORMAT", default_value = "gocryptfs")]
+    pub(crate) format: EncfsFormat,
+    /// Milliseconds that a guess of the password takes on this machine, for the formats of EncFS
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) kdf_time: u32,
+    /// What encrypts the content; aes-gcm if not given, aes-siv with --reverse
+    #[arg(long, value_name = "CIPHER")]
+    pub(crate) cipher: Option<EncfsCipher>,
+    /// Do not encrypt names, targets of symbolic links
+    #[arg(long)]
+    pub(crate) plaintext_names: bool,
+    /// Encrypt equal names equally in all directories, which then need no file of their own
+    #[arg(long, conflicts_with = "plaintext_names")]
+    pub(crate) deterministic_names: bool,
+    /// Store names that are longer than this, encrypted, as a hash
+    #[arg(long, value_name = "BYTES", default_value_t = 255, value_parser = clap::value_parser!(u8).range(62..=255), conflicts_with = "plaintext_names")]
+    pub(crate) long_name_max: u8,
+    /// How costly a guess of the password is: the logarithm of scrypt's N, 10 to 21. 16 takes 64 MiB and a fraction of a second
+    #[arg(long, value_name = "LOG", default_value_t = veduta_encfs::gocryptfs::DEFAULT_LOG_N, value_parser = clap::value_parser!(u8).range(10..=21))]
+    pub(crate) scrypt_cost: u8,
+    /// Make a volume for an encrypted view of the plain files in DIR
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// Ask for a master key, for a volume whose configuration was lost; its other options must be given as they were
+    #[arg(long)]
+    pub(crate) master_key: bool,
+    /// Take the master key from the first line of a file
+    #[arg(long, value_name = "FILE", requires = "master_key")]
+    pub(crate) master_key_file: Option<OsString>,
+    /// The directory
+    pub(crate) dir: OsString,
+}
+
+/// `veduta encfs passwd`
+#[derive(Args)]
+pub(crate) struct EncfsPasswd {
+    #[command(flatten)]
+    pub(crate) secrets: Secrets,
+    /// Take the new password from the first line of a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_passfile: Option<OsString>,
+    /// Take the new password from the first line that a command prints
+    #[arg(long, value_name = "COMMAND", conflicts_with = "new_passfile")]
+    pub(crate) new_extpass: Option<OsString>,
+    /// What is asked for, or read, is the master key and not the old password
+    #[arg(long)]
+    pub(crate) master_key: bool,
+    /// How costly a guess is to be (see init); as it was if not given
+    #[arg(long, value_name = "LOG", value_parser = clap::value_parser!(u8).range(10..=21))]
+    pub(crate) scrypt_cost: Option<u8>,
+    /// The volume is a reverse one
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// The directory
+    pub(crate) dir: OsString,
+}
+
+/// `veduta encfs info`
+#[derive(Args)]
+pub(crate) struct EncfsInfo {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The volume is a reverse one
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// The directory
+    pub(crate) dir: OsString,
+}
+
+/// `veduta encfs fsck`
+#[derive(Args)]
+pub(crate) struct EncfsFsck {
+    #[command(flatten)]
+    pub(crate) secrets: Secrets,
+    /// What is asked for, or read, is the master key
+    #[arg(long)]
+    pub(crate) master_key: bool,
+    /// The directory
+    pub(crate) dir: OsString,
 }
 
 /// `veduta types`

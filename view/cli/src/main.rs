@@ -6,6 +6,7 @@ mod args;
 mod copy;
 mod disk;
 mod doctor;
+mod encfs;
 mod failure;
 mod info;
 mod layer;
@@ -81,6 +82,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Layer { action } => layer::named(action)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Types(args) => types::run(args)?,
+        Command::Encfs(command) => encfs::run(command)?,
         Command::Tour => tour::run()?,
         Command::Completions { shell } => manual::completions(*shell),
         Command::Man { command, out } => manual::man(command.as_deref(), out.as_deref())?,

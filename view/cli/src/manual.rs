@@ -49,12 +49,16 @@ fn write_all(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// All commands, those of a command (`veduta encfs init`) as `encfs-init`.
 fn commands() -> impl Iterator<Item = clap::Command> {
-    let all: Vec<clap::Command> = Cli::command()
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set() && command.get_name() != "help")
-        .cloned()
-        .collect();
+    let shown = |command: &&clap::Command| !command.is_hide_set() && command.get_name() != "help";
+    let mut all: Vec<clap::Command> = Vec::new();
+    for command in Cli::command().get_subcommands().filter(shown) {
+        all.push(command.clone());
+        for below in command.get_subcommands().filter(shown) {
+            all.push(below.clone().name(format!("{}-{}", command.get_name(), below.get_name())));
+        }
+    }
     all.into_iter()
 }
 
@@ -77,7 +81,8 @@ fn page_of(name: &str) -> Result<Vec<u8>, Failure> {
     if name == "veduta" {
         Man::new(Cli::command()).render(&mut page).map_err(failed)?;
     } else if let Some(command) = commands().find(|command| command.get_name() == name) {
-        let command = command.name(format!("veduta-{name}")).bin_name(format!("veduta {name}"));
+        let command =
+            command.name(format!("veduta-{name}")).bin_name(format!("veduta {}", name.replace('-', " ")));
         Man::new(command).render(&mut page).map_err(failed)?;
     } else if let Some((command, below)) = below(name) {
         let bin_name = format!("veduta {command} {}", below.get_name());
@@ -139,7 +144,7 @@ mod tests {
 
     #[test]
     fn every_command_and_every_driver_has_a_page() {
-        for name in ["veduta", "mount", "info", "umfuseext2", "umfuseiso9660"] {
+        for name in ["veduta", "mount", "info", "encfs-init", "umfuseext2", "umfuseencfs"] {
             let page = String::from_utf8(page_of(name).unwrap()).unwrap();
             assert!(page.contains(".TH") && page.contains("NAME"), "{name}: {page}");
         }

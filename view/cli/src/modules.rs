@@ -14,6 +14,7 @@ pub(crate) const ALL: &[&dyn Module] = &[
     &veduta_ramdisk::Ramdisk,
     &veduta_null::Null,
     &veduta_viewfs::Viewfs,
+    &veduta_encfs::Encfs,
     &veduta_hello::Hello,
 ];
 
@@ -74,6 +75,7 @@ mod tests {
             ("umfuseext2", "ext2"),
             ("/sbin/mount.umfuseext2", "ext2"),
             ("umfuseiso9660", "iso9660"),
+            ("umfuseencfs", "encfs"),
             ("umfusehello", "hello"),
             ("umviewfs", "viewfs"),
         ] {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use veduta_api::{
-    BlockDevice, Disk, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result, Seek,
-    World,
+    BlockDevice, Disk, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result,
+    SecretSource, Seek, World,
 };
 
 use veduta_disk::BlockDrive;
@@ -112,6 +112,19 @@ impl World for ViewWorld<'_> {
 
     fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
         self.host.secret(prompt)
+    }
+
+    /// A file as the view has it. A program would be run outside of the view, so none is.
+    fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+        let SecretSource::File(path) = source else {
+            return Err(MountError::unsupported(
+                "in a view no program is run for a password; a file can hold it",
+            ));
+        };
+        match self.place(path)? {
+            Place::Host(path) => self.host.secret_from(SecretSource::File(OsStr::from_bytes(shown(&path)))),
+            _ => Err(MountError::unsupported("the file with the password is on a mount of the view")),
+        }
     }
 }
 

@@ -482,7 +482,8 @@ impl fuser::Filesystem for Host {
 
     fn opendir(&self, request: &fuser::Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
         let answer = self.serve(request, "opendir", ino, true, || self.fs.opendir(Ino(ino.0)));
-        let flags = if self.policy.shared {
+        // The kernel asks for a directory's mtime (FUSE_AUTO_INVAL_DATA) before it uses what it remembers of one.
+        let flags = if self.policy.shared && !self.facts.dated_listings {
             FopenFlags::empty()
         } else {
             FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE

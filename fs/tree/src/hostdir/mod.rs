@@ -238,6 +238,7 @@ impl Filesystem for HostDir {
             name_max: u32::try_from(name_max).unwrap_or(255),
             backing: true,
             acl: true,
+            dated_listings: true,
             ..Facts::default()
         }
     }
