@@ -8,12 +8,15 @@
 //! partition that is about to go.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use veduta_api::{
-    Allocate, Disk, Drive, Errno, File, Ioctl, OpenFlags, Partition, PartitionTable, Result, Seek,
+    Allocate, BlockDevice, Disk, Drive, Errno, File, Geometry, Ioctl, OpenFlags, Partition, PartitionTable,
+    Result, Seek,
 };
 
 use crate::blkctl;
@@ -117,6 +120,14 @@ impl BlockDrive {
         let extent = *self.state.lock().extents.get(&number).ok_or(Errno::ENXIO)?;
         let name = format!("{}#{number}", whole.name());
         whole.window(extent.offset, extent.size, name)
+    }
+
+    /// As [`disk`](Self::disk), for a mount: the partition is in use as long as the disk, or a clone or a window of it, is there.
+    pub fn held_disk(self: &Arc<Self>, number: u32) -> Result<Disk> {
+        let hold = self.hold(number)?;
+        let disk = self.disk(number)?;
+        let name = disk.name().to_owned();
+        Ok(Disk::new(Arc::new(Held { disk, _hold: hold }), name))
     }
 
     /// Marks a partition as in use, as a mount of it does, until the guard is dropped. `ENXIO` if there is none.
@@ -262,6 +273,39 @@ impl Drop for Hold {
         if due {
             self.drive.follow_table();
         }
+    }
+}
+
+/// A part of a drive that is in use while this lives.
+struct Held {
+    disk: Disk,
+    _hold: Hold,
+}
+
+impl BlockDevice for Held {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.disk.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.disk.write_at(buf, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        self.disk.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.disk.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.disk.write_zeroes(offset, len)
+    }
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.disk.next_data(offset)
+    }
+    fn backing(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.disk.backing()
     }
 }
 

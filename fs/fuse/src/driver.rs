@@ -233,7 +233,11 @@ impl Driver<'_> {
             eprintln!("{}: mounted read-only: {} cannot be written yet", self.program, self.module.name());
         }
         host.mount.read_only |= !self.module.writable();
-        let world = (self.world)(options)?;
+        // The words of a source are not those of a type that has none.
+        let world = match self.module.source() {
+            SourceKind::None => (self.world)(&mut Options::default())?,
+            _ => (self.world)(options)?,
+        };
         options.check(self.module.options())?;
         Ok((host, world))
     }

@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
 use veduta_api::{Allocate, Attr, Ioctl, Kind, Perm, Result, Seek, SetAttr};
+use veduta_disk::{IoctlShape, ioctl_shape};
 
 use crate::call::{Answer, Call, DONE, Outcome, readable, writable};
 use crate::mounts::Service;
@@ -593,6 +594,10 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
     if let Service::Loops(loops) = &stand_in.node.mount.service {
         return crate::loops::ioctl(call, loops, stand_in);
     }
+    if stand_in.kind == Kind::BlockDevice && matches!(command, BLKRRPART | BLKPG) {
+        // Whether a partition is in use counts here, so those that everybody has closed are let go of first.
+        call.view.stand_ins.collect(Some(stand_in.node.mount.id), 0);
+    }
     if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
         let place = place(stand_in)?;
         call.writable(&place)?;
@@ -618,44 +623,38 @@ pub(crate) fn file_ioctl(call: &Call<'_>, file: &dyn veduta_api::File) -> Outcom
 /// Fetches what a request takes, and brings back what it gives.
 fn with_ioctl(call: &Call<'_>, work: impl FnOnce(&mut Ioctl<'_>) -> Result<i32>) -> Outcome {
     let command = call.args[1] as u32;
-    let (reads, writes, size) = shape(command);
-    let mut input = vec![0; if reads { size } else { 0 }];
+    let shape = shape(command);
+    let mut input = vec![0; shape.input];
     call.task.read(call.args[2], &mut input)?;
-    let mut output = vec![0; if writes { size } else { 0 }];
+    if let Some((at, len)) = shape.follow {
+        let pointer = input.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Errno::EFAULT)?;
+        let mut behind = vec![0; len];
+        call.task.read(u64::from_ne_bytes(*pointer), &mut behind)?;
+        input.extend(behind);
+    }
+    let mut output = vec![0; shape.output];
     let mut request = Ioctl { command, argument: call.args[2], input: &input, output: &mut output };
     let value = work(&mut request)?;
     call.task.write(call.args[2], &output)?;
     Ok(Answer::Value(value.into()))
 }
 
+const BLKRRPART: u32 = 0x125f;
+const BLKPG: u32 = 0x1269;
 const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
 const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 
-/// Whether the argument is read and written by the call, and its size in bytes: from the number, or from a list of those that
-/// were given out before numbers told (`linux/fs.h`, `linux/hdreg.h`).
-fn shape(command: u32) -> (bool, bool, usize) {
-    const BLOCK: &[(u32, bool, usize)] = &[
-        (0x125e, false, 4), // BLKROGET
-        (0x1260, false, 8), // BLKGETSIZE
-        (0x1263, false, 8), // BLKRAGET
-        (0x1265, false, 8), // BLKFRAGET
-        (0x1267, false, 2), // BLKSECTGET
-        (0x1268, false, 4), // BLKSSZGET
-        (0x1278, false, 4), // BLKIOMIN
-        (0x1279, false, 4), // BLKIOOPT
-        (0x127a, false, 4), // BLKALIGNOFF
-        (0x127b, false, 4), // BLKPBSZGET
-        (0x127c, false, 4), // BLKDISCARDZEROES
-        (0x127e, false, 2), // BLKROTATIONAL
-        (0x301, false, 16), // HDIO_GETGEO
-        (0x125d, true, 4),  // BLKROSET
-        (0x1277, true, 16), // BLKDISCARD
-        (0x127d, true, 16), // BLKSECDISCARD
-        (0x127f, true, 16), // BLKZEROOUT
-    ];
-    if let Some((_, reads, size)) = BLOCK.iter().find(|known| known.0 == command) {
-        return (*reads, !*reads, *size);
+/// What moves between the caller and the driver: as the number says, or, for those that were given out before numbers told, as the list of
+/// block devices has it.
+fn shape(command: u32) -> IoctlShape {
+    if let Some(shape) = ioctl_shape(command) {
+        return shape;
     }
     let direction = command >> 30;
-    (direction & 1 != 0, direction & 2 != 0, (command >> 16 & 0x3fff) as usize)
+    let size = (command >> 16 & 0x3fff) as usize;
+    IoctlShape {
+        input: if direction & 1 != 0 { size } else { 0 },
+        output: if direction & 2 != 0 { size } else { 0 },
+        follow: None,
+    }
 }

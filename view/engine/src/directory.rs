@@ -184,8 +184,8 @@ fn partitions(call: &Call<'_>, path: &[u8]) -> Vec<Vec<u8>> {
             continue;
         }
         let between: &[u8] = if name.last().is_some_and(u8::is_ascii_digit) { b"p" } else { b"" };
-        for partition in drive.table().into_iter().flat_map(|table| table.partitions) {
-            found.push([name, between, partition.number.to_string().as_bytes()].concat());
+        for number in drive.numbers() {
+            found.push([name, between, number.to_string().as_bytes()].concat());
         }
     }
     found

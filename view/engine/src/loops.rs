@@ -9,16 +9,17 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use veduta_api::{
-    Attr, Device, DirSink, Disk, Drive, Entry, Facts, File, Filesystem, Ino, Kind, OpenFlags, Options, Perm,
-    Result, Timestamp, World,
+    Attr, Device, DirSink, Disk, Entry, Facts, File, Filesystem, Ino, Kind, OpenFlags, Options, Perm, Result,
+    Timestamp, World,
 };
+use veduta_disk::{BlockDrive, BlockFile, WHOLE};
 
 use crate::call::{Answer, Call, DONE, Outcome};
 use crate::mounts::{Mount, Service, shown};
 use crate::standin::StandIn;
 use crate::view::View;
 use crate::walk::{Place, Start};
-use crate::world::{DeviceFile, ViewWorld};
+use crate::world::ViewWorld;
 
 const SET_FD: u32 = 0x4c00;
 const CLEAR_FD: u32 = 0x4c01;
@@ -109,13 +110,16 @@ impl Filesystem for Loops {
 
     fn open(&self, ino: Ino, _: OpenFlags) -> Result<Arc<dyn File>> {
         match self.disk(ino) {
-            Ok(disk) => {
-                let drive: Arc<dyn Drive> = Arc::new(disk.clone());
-                Ok(Arc::new(DeviceFile { disk, drive, is_whole: true }))
-            }
+            Ok(disk) => Ok(device_file(disk)?),
             Err(_) => Ok(Arc::new(Empty)),
         }
     }
+}
+
+/// An image as an open block device.
+fn device_file(disk: Disk) -> Result<Arc<BlockFile>> {
+    let flags = OpenFlags { write: !disk.is_read_only(), ..OpenFlags::READ };
+    BlockDrive::new(Arc::new(disk), false).open(WHOLE, flags)
 }
 
 /// A device without an image, and the control device.
@@ -235,12 +239,8 @@ pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> 
             if command == SET_DIRECT_IO && argument != 0 { Err(Errno::EINVAL) } else { DONE }
         }
         _ => {
-            let file = DeviceFile {
-                disk: loops.disk(stand_in.node.ino)?,
-                drive: Arc::new(loops.disk(stand_in.node.ino)?),
-                is_whole: true,
-            };
-            crate::data::file_ioctl(call, &file)
+            let file = device_file(loops.disk(stand_in.node.ino)?)?;
+            crate::data::file_ioctl(call, &*file)
         }
     }
 }

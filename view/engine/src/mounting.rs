@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::libc;
 use veduta_api::{
-    Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm, Request, Result, SourceKind,
-    Timestamp, World,
+    DeviceNode, Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm, Request, Result,
+    SourceKind, Timestamp, World,
 };
+use veduta_disk::BlockDrive;
 use veduta_trace::Notification;
 
 use crate::call::{Answer, Call, DONE, Outcome};
@@ -315,7 +316,12 @@ fn from_module(
     read_only: bool,
 ) -> Result<Made, MountError> {
     let catalogue = &call.view.catalogue;
-    let host = catalogue.world(&mut options)?;
+    // The words of a source are not those of a type that has none.
+    let has_source = |module: &dyn Module| module.source() != SourceKind::None;
+    let host = match catalogue.find(&request.type_name).is_none_or(has_source) {
+        true => catalogue.world(&mut options)?,
+        false => catalogue.world(&mut Options::default())?,
+    };
     let start = start(call).map_err(|errno| MountError::system(errno, errno.desc()))?;
     let world = ViewWorld { call, start, host, uses: std::cell::RefCell::default() };
     let module = match request.type_name.as_str() {
@@ -327,7 +333,7 @@ fn from_module(
             MountError { errno: Errno::ENODEV, ..MountError::usage(message) }
         })?,
     };
-    let device = DeviceWords::take(&mut options, module)?;
+    let words = options.clone();
     options.check(module.options())?;
     let read_only = read_only || !module.writable();
     let mut ask = Request { source: &request.source, options, read_only, world: &world };
@@ -339,13 +345,18 @@ fn from_module(
         if matches!(type_name.as_str(), "" | "auto") { module.name().to_owned() } else { type_name };
     let (tree, service): (Arc<dyn Filesystem>, Service) = match object {
         Object::Tree(tree) => (tree, Service::Tree),
-        Object::Disk(drive) => (device.tree(call, &drive), Service::Disk(drive)),
+        Object::Disk(drive) => {
+            // As on Linux: partitions follow the table when somebody says so.
+            let drive = BlockDrive::new(drive, false);
+            let looks = DeviceNode::from_options(&words).map_err(|error| MountError::usage(error.0))?;
+            (disk_tree(call, looks, &drive), Service::Disk(drive))
+        }
         Object::Link(_) | Object::Stack(_) => {
             return Err(MountError::unsupported("networks cannot be mounted in a view yet"));
         }
     };
     let facts = tree.facts();
-    let is_disk_read_only = matches!(&service, Service::Disk(drive) if drive.whole().is_read_only());
+    let is_disk_read_only = matches!(&service, Service::Disk(drive) if drive.drive().whole().is_read_only());
     Ok(Made {
         type_name,
         facts,
@@ -362,45 +373,21 @@ fn from_module(
     })
 }
 
-/// The family's words for device nodes.
-struct DeviceWords {
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    major: Option<u32>,
-    minor: Option<u32>,
-}
-
-impl DeviceWords {
-    /// Takes those that the module does not want for itself.
-    fn take(options: &mut Options, module: &dyn Module) -> Result<Self, MountError> {
-        let is_own = |word: &str| module.options().iter().any(|spec| spec.name == word);
-        let mut number = |word: &str| -> Result<Option<u32>, MountError> {
-            if is_own(word) || module.source() == SourceKind::Tree {
-                return Ok(None);
-            }
-            Ok(options.take_parsed(word, "a number")?)
-        };
-        let (uid, gid, major, minor) = (number("uid")?, number("gid")?, number("major")?, number("minor")?);
-        let mode = if is_own("mode") { None } else { options.take_octal("mode", 0o777)? };
-        Ok(Self { mode, uid, gid, major, minor })
-    }
-
-    fn tree(&self, call: &Call<'_>, drive: &Arc<dyn veduta_api::Drive>) -> Arc<dyn Filesystem> {
-        // 259: block devices whose numbers are given out as they come.
-        const BLOCK_EXTENDED: u32 = 259;
-        let number = call.view.table().mounts().len() as u32;
-        Arc::new(DiskTree {
-            drive: Arc::clone(drive),
-            device: veduta_api::Device {
-                major: self.major.unwrap_or(BLOCK_EXTENDED),
-                minor: self.minor.unwrap_or(0x8000 + number * 256),
-            },
-            perm: Perm::from_mode(self.mode.unwrap_or(0o600)),
-            owner: (self.uid.unwrap_or(call.identity.uid), self.gid.unwrap_or(call.identity.gid)),
-            time: Timestamp::now(),
-        })
-    }
+/// A drive as device nodes that look as the options say.
+fn disk_tree(call: &Call<'_>, looks: DeviceNode, drive: &Arc<BlockDrive>) -> Arc<dyn Filesystem> {
+    // 259: block devices whose numbers are given out as they come.
+    const BLOCK_EXTENDED: u32 = 259;
+    let number = call.view.table().mounts().len() as u32;
+    Arc::new(DiskTree {
+        drive: Arc::clone(drive),
+        device: veduta_api::Device {
+            major: looks.major.unwrap_or(BLOCK_EXTENDED),
+            minor: looks.minor.unwrap_or(0x8000 + number * 256),
+        },
+        perm: looks.perm.unwrap_or(Perm::from_mode(0o600)),
+        owner: (looks.uid.unwrap_or(call.identity.uid), looks.gid.unwrap_or(call.identity.gid)),
+        time: Timestamp::now(),
+    })
 }
 
 fn probe(call: &Call<'_>, world: &ViewWorld<'_>, source: &OsStr) -> Result<&'static dyn Module, MountError> {

@@ -8,7 +8,8 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use veduta_api::{Drive, Facts, Filesystem, Ino};
+use veduta_api::{Facts, Filesystem, Ino};
+use veduta_disk::BlockDrive;
 
 use crate::node::Node;
 
@@ -17,7 +18,7 @@ pub(crate) enum Service {
     /// A tree of files, from a node of it on.
     Tree,
     /// A disk: one device node here, and one for each partition behind names that follow.
-    Disk(Arc<dyn Drive>),
+    Disk(Arc<BlockDrive>),
     /// Loop devices.
     Loops(Arc<crate::loops::Loops>),
 }

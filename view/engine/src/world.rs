@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use veduta_api::{
-    BlockDevice, Disk, Drive, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result,
-    Seek, World,
+    BlockDevice, Disk, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result, Seek,
+    World,
 };
+use veduta_disk::BlockDrive;
 
 use crate::call::Call;
 use crate::mounts::{Service, shown};
@@ -55,11 +56,7 @@ impl ViewWorld<'_> {
         self.uses.borrow_mut().push(Arc::clone(node));
         match (&node.mount.service, attr.kind) {
             (Service::Disk(drive), _) => {
-                let disk = if node.ino == node.mount.root {
-                    drive.whole()
-                } else {
-                    drive.partition((node.ino.0 - 1) as u32).map_err(cannot)?
-                };
+                let disk = drive.held_disk((node.ino.0 - 1) as u32).map_err(cannot)?;
                 Ok(if writable { disk } else { disk.read_only() })
             }
             (Service::Loops(loops), _) => loops.disk(node.ino).map_err(cannot),
@@ -202,7 +199,7 @@ pub(crate) fn host_tree(path: &[u8]) -> Result<(Arc<dyn Filesystem>, Ino), Mount
 /// A disk and its partitions as a tree: the root is the disk's device node, and partition N is a node called N in it.
 pub(crate) struct DiskTree {
     /// The disk.
-    pub drive: Arc<dyn Drive>,
+    pub drive: Arc<BlockDrive>,
     /// Device numbers: the disk's, and the partitions' behind.
     pub device: veduta_api::Device,
     /// Permission bits.
@@ -213,19 +210,13 @@ pub(crate) struct DiskTree {
     pub time: veduta_api::Timestamp,
 }
 
-impl DiskTree {
-    fn disk(&self, ino: Ino) -> Result<Disk> {
-        if ino == Ino::ROOT { Ok(self.drive.whole()) } else { self.drive.partition((ino.0 - 1) as u32) }
-    }
-}
-
 impl Filesystem for DiskTree {
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<veduta_api::Entry> {
         let number: u32 = name.to_str().and_then(|name| name.parse().ok()).ok_or(Errno::ENOENT)?;
         if parent != Ino::ROOT || number == 0 {
             return Err(Errno::ENOENT);
         }
-        self.drive.partition(number).map_err(|_| Errno::ENOENT)?;
+        self.drive.disk(number).map_err(|_| Errno::ENOENT)?;
         let ino = Ino(1 + u64::from(number));
         Ok(veduta_api::Entry { ino, generation: 0, attr: self.getattr(ino)? })
     }
@@ -244,11 +235,7 @@ impl Filesystem for DiskTree {
     }
 
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
-        let disk = self.disk(ino)?;
-        if flags.write && disk.is_read_only() {
-            return Err(Errno::EROFS);
-        }
-        Ok(Arc::new(DeviceFile { disk, drive: Arc::clone(&self.drive), is_whole: ino == Ino::ROOT }))
+        Ok(self.drive.open((ino.0 - 1) as u32, flags)?)
     }
 
     fn setattr(&self, ino: Ino, changes: &veduta_api::SetAttr) -> Result<veduta_api::Attr> {
@@ -260,55 +247,7 @@ impl Filesystem for DiskTree {
     }
 
     fn unmount(&self) -> Result<()> {
-        let disk = self.drive.whole();
+        let disk = self.drive.drive().whole();
         if disk.is_read_only() { Ok(()) } else { disk.flush() }
-    }
-}
-
-pub(crate) struct DeviceFile {
-    pub(crate) disk: Disk,
-    pub(crate) drive: Arc<dyn Drive>,
-    pub(crate) is_whole: bool,
-}
-
-impl File for DeviceFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let len = self.disk.size().saturating_sub(offset).min(buf.len() as u64) as usize;
-        self.disk.read_at(&mut buf[..len], offset)?;
-        Ok(len)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
-        let len = self.disk.size().saturating_sub(offset).min(buf.len() as u64) as usize;
-        if len == 0 {
-            return Err(Errno::ENOSPC);
-        }
-        self.disk.write_at(&buf[..len], offset)?;
-        Ok(len)
-    }
-
-    fn sync(&self, _: bool) -> Result<()> {
-        if self.disk.is_read_only() { Ok(()) } else { self.disk.flush() }
-    }
-
-    fn allocate(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
-        match how {
-            veduta_api::Allocate::PunchHole | veduta_api::Allocate::ZeroRange { .. } => {
-                self.disk.write_zeroes(offset, len)
-            }
-            _ => Err(Errno::EOPNOTSUPP),
-        }
-    }
-
-    fn ioctl(&self, ioctl: &mut veduta_api::Ioctl<'_>) -> Result<i32> {
-        const BLKGETSIZE64: u32 = 0x8008_1272;
-        match ioctl.command {
-            BLKGETSIZE64 => {
-                ioctl.output.copy_from_slice(&self.disk.size().to_ne_bytes());
-                Ok(0)
-            }
-            0x125f if self.is_whole => self.drive.reread().map(|()| 0),
-            _ => Err(Errno::ENOTTY),
-        }
     }
 }

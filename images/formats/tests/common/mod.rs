@@ -154,5 +154,5 @@ fn step(disk: &Disk, model: &File, thread: u64, random: &mut Random) {
 
 /// So many operations of each thread; `VEDUTA_CHURN` asks for more.
 pub fn operations() -> u64 {
-    std::env::var("VEDUTA_CHURN").ok().and_then(|number| number.parse().ok()).unwrap_or(250)
+    std::env::var("VEDUTA_CHURN").ok().and_then(|number| number.parse().ok()).unwrap_or(100)
 }
