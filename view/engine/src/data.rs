@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
 use veduta_api::{Allocate, Attr, Ioctl, Kind, Perm, Result, Seek, SetAttr};
+use veduta_disk::{IoctlShape, ioctl_shape};
 
 use veduta_disk::{IoctlShape, ioctl_shape};
 

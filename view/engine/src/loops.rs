@@ -12,6 +12,7 @@ use veduta_api::{
     Attr, Device, DirSink, Disk, Entry, Facts, File, Filesystem, Ino, Kind, OpenFlags, Options, Perm, Result,
     Timestamp, World,
 };
+use veduta_disk::{BlockDrive, BlockFile, WHOLE};
 
 use veduta_disk::{BlockDrive, BlockFile, WHOLE};
 

@@ -12,6 +12,7 @@ use veduta_api::{
     DeviceNode, Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm, Request, Result,
     SourceKind, Timestamp, World,
 };
+use veduta_disk::BlockDrive;
 use veduta_trace::Notification;
 
 use veduta_disk::BlockDrive;

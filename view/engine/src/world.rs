@@ -11,6 +11,7 @@ use veduta_api::{
     BlockDevice, Disk, File, Filesystem, Geometry, Ino, Kind, Link, MountError, OpenFlags, Result,
     SecretSource, Seek, World,
 };
+use veduta_disk::BlockDrive;
 
 use veduta_disk::BlockDrive;
 
