@@ -6,8 +6,14 @@ use veduta_api::{Disk, Module, MountError, SourceKind};
 
 /// All types, in the order in which `-t auto` asks them. Types whose mark lies deep in the disk stand before those whose
 /// mark is a boot sector that others carry too: a hybrid ISO image also has a partition table.
-pub(crate) const ALL: &[&dyn Module] =
-    &[&veduta_iso9660::Iso9660, &veduta_ext2::Ext2, &veduta_fat::Fat, &veduta_mbr::Mbr, &veduta_hello::Hello];
+pub(crate) const ALL: &[&dyn Module] = &[
+    &veduta_iso9660::Iso9660,
+    &veduta_ext2::Ext2,
+    &veduta_fat::Fat,
+    &veduta_mbr::Mbr,
+    &veduta_sshfs::Sshfs,
+    &veduta_hello::Hello,
+];
 
 /// The type that `name` is the name or an alias of.
 pub(crate) fn find(name: &str) -> Option<&'static dyn Module> {
@@ -60,6 +66,7 @@ mod tests {
             ("umfuseext2", "ext2"),
             ("/sbin/mount.umfuseext2", "ext2"),
             ("umfuseiso9660", "iso9660"),
+            ("umfusessh", "sshfs"),
             ("umfusehello", "hello"),
         ] {
             assert_eq!(for_program(OsStr::new(program)).map(Module::name), Some(name), "{program}");
