@@ -41,6 +41,12 @@ const MAX_PENDING: usize = 4096;
 /// How often the writer looks at the clock while something is under way.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long something is put off, so that others can go with it. Each packet by itself costs the way to the server several wake-ups.
+const PUT_OFF: Duration = Duration::from_millis(2);
+
+/// How long the writer goes on looking for what was put off, after the last such thing.
+const LIVELY: Duration = Duration::from_millis(20);
+
 /// How long a new request waits for a server that has let another's time run out and said nothing since.
 const STALLED: Duration = Duration::from_secs(2);
 
@@ -134,6 +140,15 @@ struct Out {
     blocked: bool,
     /// The writer thread sleeps until it is woken.
     idle: bool,
+    /// It sleeps for longer than what is put off may wait.
+    sleeps: bool,
+    /// When something was last put off.
+    put_off: Option<Instant>,
+}
+
+/// Something that holds back what it could send: it is told to send it soon.
+pub(crate) trait Late: Send + Sync {
+    fn send_now(self: Arc<Self>);
 }
 
 /// See the head of this file.
@@ -153,6 +168,7 @@ pub(crate) struct Connection {
     stalled: AtomicBool,
     /// Bytes written and not acknowledged.
     unacknowledged: AtomicUsize,
+    late: Mutex<Vec<Arc<dyn Late>>>,
     program: Mutex<Option<Program>>,
     /// How long each request may take.
     deadline: Duration,
@@ -185,6 +201,7 @@ impl Connection {
             dead: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             unacknowledged: AtomicUsize::new(0),
+            late: Mutex::default(),
             program: Mutex::new(program),
             deadline,
             drop_silent,
@@ -316,6 +333,15 @@ impl Connection {
         Ok(number)
     }
 
+    /// As [`send`](Self::send); it may go out with what comes next, or by itself a little later.
+    pub(crate) fn send_later(&self, packet: Packet, waiting: Waiting, bytes: usize) -> Result<u32> {
+        let number = self.enter(waiting, bytes)?;
+        self.unacknowledged.fetch_add(bytes, Ordering::AcqRel);
+        self.push_later(&packet.seal(number));
+        self.check_sent(number)?;
+        Ok(number)
+    }
+
     /// The connection may have died before it could see this request. No callback is called here: who sends may hold a lock that it wants.
     fn check_sent(&self, number: u32) -> Result<()> {
         if self.is_dead() && self.pending.lock().remove(&number).is_some() { Err(BROKEN) } else { Ok(()) }
@@ -396,8 +422,43 @@ impl Connection {
         if !out.blocked {
             self.write_some(&mut out);
         }
+        // Behind a request there is a reply to be waited for, and a clock to be looked at.
         if out.blocked || std::mem::take(&mut out.idle) {
             self.work.notify_one();
+        }
+    }
+
+    /// Puts bytes with those that go out next, or soon.
+    fn push_later(&self, bytes: &[u8]) {
+        let mut out = self.out.lock();
+        out.bytes += bytes.len();
+        let started = out.queue.len() == 1 && out.written > 0;
+        match out.queue.back_mut() {
+            Some(last) if !started => last.extend_from_slice(bytes),
+            _ => out.queue.push_back(bytes.to_vec()),
+        }
+        self.put_off(&mut out);
+    }
+
+    fn put_off(&self, out: &mut Out) {
+        out.put_off = Some(Instant::now());
+        if std::mem::take(&mut out.sleeps) {
+            out.idle = false;
+            self.work.notify_one();
+        }
+    }
+
+    /// Has somebody send soon what he holds back.
+    pub(crate) fn remind(&self, late: Arc<dyn Late>) {
+        self.late.lock().push(late);
+        self.put_off(&mut self.out.lock());
+    }
+
+    /// Sends what was put off.
+    pub(crate) fn kick(&self) {
+        let mut out = self.out.lock();
+        if !out.blocked {
+            self.write_some(&mut out);
         }
     }
 
@@ -438,15 +499,25 @@ impl Connection {
             let blocked = {
                 let mut out = self.out.lock();
                 if !out.blocked && !self.is_dead() {
-                    if self.under_way.load(Ordering::Acquire) == 0 {
-                        out.idle = true;
+                    if out.put_off.is_some_and(|at| at.elapsed() < LIVELY) {
+                        self.work.wait_for(&mut out, PUT_OFF);
+                    } else if self.under_way.load(Ordering::Acquire) == 0 {
+                        (out.idle, out.sleeps) = (true, true);
                         self.work.wait(&mut out);
                     } else {
+                        out.sleeps = true;
                         self.work.wait_for(&mut out, TICK);
                     }
+                    out.sleeps = false;
+                }
+                if !out.blocked {
+                    self.write_some(&mut out);
                 }
                 out.blocked
             };
+            for late in std::mem::take(&mut *self.late.lock()) {
+                late.send_now();
+            }
             if blocked {
                 let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT)];
                 let _ = poll(&mut fds, PollTimeout::from(250_u16));
@@ -547,7 +618,8 @@ impl Connection {
 
     /// Closes a handle, without waiting.
     pub(crate) fn close(&self, handle: &[u8]) {
-        let _ = self.send(Packet::new(request::CLOSE).string(handle), Waiting::callback(|_| ()), 0);
+        let packet = Packet::new(request::CLOSE).string(handle);
+        let _ = self.send_later(packet, Waiting::callback(|_| ()), 0);
     }
 
     /// Ends the connection. Requests under way fail.

@@ -13,9 +13,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use veduta_api::{Errno, Ino, Result};
+use veduta_api::{Attr, Errno, Ino, Result};
 
-use crate::connection::{Connection, Patience, Waiting};
+use crate::connection::{Connection, Late, Patience, Waiting};
 use crate::file::Handle;
 use crate::session::unbroken;
 use crate::wire::{Packet, request};
@@ -28,6 +28,8 @@ pub(crate) struct Content {
     state: Mutex<State>,
     changed: Condvar,
     handles: Mutex<Vec<Weak<Handle>>>,
+    /// What the file was when it was opened, and what we have made of it since: by this it is known again after a reconnect.
+    known: Mutex<Option<Attr>>,
 }
 
 #[derive(Default)]
@@ -39,6 +41,10 @@ struct State {
     error: Option<Errno>,
     /// Counts changes of content by us.
     generation: u64,
+    /// The connection will call [`Late::send_now`].
+    reminded: bool,
+    /// What was sent last went this way.
+    connection: Option<Arc<Connection>>,
 }
 
 /// A packet that is being filled.
@@ -75,9 +81,24 @@ impl Buffer {
 }
 
 impl Content {
-    pub(crate) fn new(ino: Ino, is_new: bool) -> Arc<Self> {
-        let (state, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { ino, is_new, state, changed, handles: Mutex::default() })
+    pub(crate) fn new(ino: Ino, is_new: bool, known: Option<Attr>) -> Arc<Self> {
+        let (state, changed, handles) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Arc::new(Self { ino, is_new, state, changed, handles, known: Mutex::new(known) })
+    }
+
+    /// We have changed its attributes to these.
+    pub(crate) fn know(&self, attr: Attr) {
+        *self.known.lock() = Some(attr);
+    }
+
+    /// Whether a file with these attributes is this one, as far as the server can tell. What we write changes the time of change, and the size
+    /// as we expect.
+    pub(crate) fn is_same(&self, now: &Attr) -> bool {
+        let was_changed = self.state.lock().generation > 0;
+        self.known.lock().is_some_and(|known| {
+            (now.kind, now.uid, now.gid, now.size) == (known.kind, known.uid, known.gid, known.size)
+                && (was_changed || now.mtime == known.mtime)
+        })
     }
 
     pub(crate) fn add_handle(&self, handle: &Arc<Handle>) {
@@ -111,6 +132,9 @@ impl Content {
             return Err(errno);
         }
         state.generation += 1;
+        if let Some(known) = &mut *self.known.lock() {
+            known.size = known.size.max(offset + buf.len() as u64);
+        }
         let (mut rest, mut at) = (buf, offset);
         while !rest.is_empty() {
             let continues =
@@ -130,37 +154,55 @@ impl Content {
                 self.dispatch(&mut state);
             }
         }
-        if state.under_way.is_empty() {
-            self.dispatch(&mut state);
+        if state.under_way.is_empty() && state.buffer.is_some() && !state.reminded {
+            // What follows soon goes with it.
+            state.reminded = true;
+            connection.remind(self.clone());
         }
         Ok(())
     }
 
     /// Sends a change of attributes behind what is written.
-    pub(crate) fn change_behind(self: &Arc<Self>, connection: &Connection, packet: Packet) -> Result<()> {
+    pub(crate) fn change_behind(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        packet: Packet,
+    ) -> Result<()> {
         let mut state = self.state.lock();
         if let Some(errno) = state.error {
             return Err(errno);
         }
-        self.dispatch(&mut state);
-        self.send(&mut state, connection, packet, 0..0, 0);
+        self.dispatch_later(&mut state);
+        self.send(&mut state, connection, packet, 0..0, 0, true);
         Ok(())
     }
 
     /// Sends what is in the buffer.
     fn dispatch(self: &Arc<Self>, state: &mut State) {
+        self.dispatch_buffer(state, false);
+    }
+
+    /// The same; it goes out with what comes next.
+    fn dispatch_later(self: &Arc<Self>, state: &mut State) {
+        self.dispatch_buffer(state, true);
+    }
+
+    fn dispatch_buffer(self: &Arc<Self>, state: &mut State, later: bool) {
         let Some(buffer) = state.buffer.take() else { return };
         let range = buffer.offset..buffer.end();
-        self.send(state, &buffer.connection, buffer.packet, range, buffer.len);
+        // Of what is large, a copy costs more than what is saved.
+        let later = later && buffer.len <= 65536;
+        self.send(state, &buffer.connection, buffer.packet, range, buffer.len, later);
     }
 
     fn send(
         self: &Arc<Self>,
         state: &mut State,
-        connection: &Connection,
+        connection: &Arc<Connection>,
         packet: Packet,
         range: Range<u64>,
         bytes: usize,
+        later: bool,
     ) {
         let number = state.next;
         state.next += 1;
@@ -177,7 +219,13 @@ impl Content {
             content.changed.notify_all();
         });
         state.under_way.push((number, range));
-        if let Err(errno) = connection.send(packet, done, bytes) {
+        state.connection = Some(connection.clone());
+        let sent = if later {
+            connection.send_later(packet, done, bytes)
+        } else {
+            connection.send(packet, done, bytes)
+        };
+        if let Err(errno) = sent {
             state.under_way.retain(|(other, _)| *other != number);
             state.error.get_or_insert(unbroken(errno));
         }
@@ -185,7 +233,7 @@ impl Content {
 
     /// Sends whatever was held back, without waiting.
     pub(crate) fn send_rest(self: &Arc<Self>) {
-        self.dispatch(&mut self.state.lock());
+        self.dispatch_later(&mut self.state.lock());
     }
 
     /// Waits until everything is written, well or not.
@@ -195,8 +243,9 @@ impl Content {
 
     fn drained(self: &Arc<Self>, limit: Duration) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
-        self.dispatch(&mut state);
+        self.dispatch_later(&mut state);
         if !state.under_way.is_empty() {
+            state.connection.iter().for_each(|connection| connection.kick());
             let mut patience = Patience::new(limit);
             while !state.under_way.is_empty() {
                 let pause = patience.pause()?;
@@ -216,7 +265,8 @@ impl Content {
     /// Waits for writes that a read of these bytes must see. Says how often the content was changed.
     pub(crate) fn before_read(self: &Arc<Self>, range: &Range<u64>, limit: Duration) -> Result<u64> {
         let state = self.state.lock();
-        let meets = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        // One that lies behind may be what the file ends with, and what is between is no hole before.
+        let meets = |other: &Range<u64>| range.start < other.end;
         let buffered = state.buffer.as_ref().map(|buffer| buffer.offset..buffer.end());
         if state.under_way.iter().map(|(_, range)| range).chain(&buffered).any(meets) {
             drop(state);
@@ -240,5 +290,15 @@ impl Content {
     /// Whether we have changed the content.
     pub(crate) fn was_changed(&self) -> bool {
         self.state.lock().generation > 0
+    }
+}
+
+impl Late for Content {
+    fn send_now(self: Arc<Self>) {
+        let mut state = self.state.lock();
+        state.reminded = false;
+        if state.under_way.is_empty() {
+            self.dispatch(&mut state);
+        }
     }
 }

@@ -48,8 +48,11 @@ impl Session {
         lanes: usize,
     ) -> Result<Self, String> {
         let reconnect = reconnect && transport.can_reopen();
+        // Only ssh may have to ask a person.
+        let patience =
+            if matches!(transport, Transport::Program(_)) { FIRST_PATIENCE.max(deadline) } else { deadline };
         let open = |_| {
-            let connection = Connection::open(&transport, deadline, FIRST_PATIENCE.max(deadline), reconnect)?;
+            let connection = Connection::open(&transport, deadline, patience, reconnect)?;
             let retry = Retry { not_before: Instant::now(), pause: Duration::ZERO };
             Ok(Lane { connection: Mutex::new(Some(connection)), retry: Mutex::new(retry) })
         };

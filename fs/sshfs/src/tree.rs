@@ -289,10 +289,7 @@ impl Inner {
 
     /// `ESTALE` if what is under the name now is not what was open, as far as the server can tell.
     fn reopen(&self, content: &Content, handle: &Handle, connection: &Arc<Connection>) -> Result<Place> {
-        let (below, known) = {
-            let mut table = self.table.lock();
-            (table.path(content.ino)?, table.node(content.ino)?.attr)
-        };
+        let below = self.table.lock().path(content.ino)?;
         let path = self.absolute(&below)?;
         let packet = Packet::new(request::OPEN).string(&path).u32(open_bits(handle.flags));
         let opened = connection.call(packet.attrs(&Attrs::default())).map_err(unbroken)?;
@@ -300,11 +297,7 @@ impl Inner {
         let checked = || -> Result<()> {
             let reply = connection.call(Packet::new(request::FSTAT).string(&bytes)).map_err(unbroken)?;
             let now = self.attr_of(connection, reply)?;
-            let known = known.ok_or(Errno::ESTALE)?;
-            let same_owner = (now.kind, now.uid, now.gid) == (known.kind, known.uid, known.gid);
-            // What we have written changes the time of change, but not behind our back the size.
-            let same_content = now.size == known.size && (content.was_changed() || now.mtime == known.mtime);
-            if same_owner && same_content { Ok(()) } else { Err(Errno::ESTALE) }
+            if content.is_same(&now) { Ok(()) } else { Err(Errno::ESTALE) }
         };
         if let Err(errno) = checked() {
             tracing::warn!("{}: not the file any more that was open", String::from_utf8_lossy(&path));
@@ -350,11 +343,11 @@ impl Inner {
         let (content, size) = {
             let mut table = self.table.lock();
             let shared = table.node(ino).map(|node| {
-                let content = node.content.upgrade().unwrap_or_else(|| Content::new(ino, is_new));
+                let content = node.content.upgrade().unwrap_or_else(|| Content::new(ino, is_new, node.attr));
                 node.content = Arc::downgrade(&content);
                 (content, node.attr.map_or(0, |attr| attr.size))
             });
-            shared.unwrap_or_else(|_| (Content::new(ino, is_new), 0))
+            shared.unwrap_or_else(|_| (Content::new(ino, is_new, None), 0))
         };
         content.add_handle(&handle);
         let size = AtomicU64::new(size);

@@ -306,7 +306,10 @@ impl Inner {
         table.mark(ino);
         let sent = table.now();
         match attr {
-            Ok(attr) => Ok(table.learn(ino, attr, sent)),
+            Ok(attr) => {
+                content.iter().for_each(|content| content.know(attr));
+                Ok(table.learn(ino, attr, sent))
+            }
             Err(errno) => {
                 if let Ok(node) = table.node(ino) {
                     node.spoil_attr();
@@ -341,6 +344,7 @@ impl Inner {
             attr.ctime = attr.mtime;
         }
         let attr = self.with_writes(Some(content.clone()), attr);
+        content.know(attr);
         let mut table = self.table.lock();
         table.mark(ino);
         let node = table.node(ino)?;
