@@ -767,11 +767,15 @@ impl Read for Input {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let mut fds = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
-                    let _ = poll(&mut fds, PollTimeout::from(500_u16));
-                    if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    let came = poll(
+                        &mut fds,
+                        PollTimeout::from(if self.deadline.is_some() { 100_u16 } else { 1000 }),
+                    )
+                    .is_ok_and(|count| count > 0);
+                    if !came && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                         return Err(std::io::ErrorKind::TimedOut.into());
                     }
-                    if self.closed.as_ref().is_some_and(|closed| closed()) {
+                    if !came && self.closed.as_ref().is_some_and(|closed| closed()) {
                         return Ok(0);
                     }
                 }
