@@ -22,6 +22,9 @@ const AT_ONCE: usize = 2;
 /// The same, once a directory has turned out to be large.
 const AT_ONCE_LARGE: usize = 8;
 
+/// Names in a reply; OpenSSH sends 100 at most, and fewer only at the end.
+const SHORT: usize = 64;
+
 /// Names of one directory; more are a server's mistake, or its malice.
 const MOST: usize = 1 << 22;
 
@@ -34,14 +37,24 @@ pub(crate) enum Listed {
     Outdated,
 }
 
+/// Why a directory is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Somebody waits.
+    Wanted,
+    /// Somebody waits, and the names are taken even if the directory is changed meanwhile.
+    Anyhow,
+    /// Somebody may come for it.
+    Ahead,
+}
+
 /// A listing that is under way, or over.
 pub(crate) struct Lister {
     inner: Arc<Inner>,
     connection: Arc<Connection>,
     dir: Ino,
     sent: Stamp,
-    /// Whether the names are taken even if the directory was changed meanwhile.
-    anyhow: bool,
+    how: How,
     state: Mutex<State>,
     over: Condvar,
 }
@@ -65,14 +78,14 @@ impl Lister {
         dir: Ino,
         path: &[u8],
         sent: Stamp,
-        anyhow: bool,
+        how: How,
     ) -> Arc<Self> {
         let lister = Arc::new(Self {
             inner: inner.clone(),
             connection: connection.clone(),
             dir,
             sent,
-            anyhow,
+            how,
             state: Mutex::default(),
             over: Condvar::new(),
         });
@@ -142,6 +155,7 @@ impl Lister {
     fn read(self: &Arc<Self>, reply: Result<Reply>) {
         let mut state = self.state.lock();
         state.under_way = state.under_way.saturating_sub(1);
+        let before = state.names.len();
         match reply.and_then(|reply| take_names(&reply, &mut state.names)) {
             Ok(true) if state.names.len() <= MOST => {}
             Ok(true) => {
@@ -155,7 +169,15 @@ impl Lister {
                 state.error.get_or_insert(errno);
             }
         }
-        let at_once = if state.names.len() > 150 { AT_ONCE_LARGE } else { AT_ONCE };
+        // After a short reply the next is likely the end: nothing is asked behind that.
+        let is_short = state.names.len() - before < SHORT;
+        let at_once = if is_short {
+            1
+        } else if state.names.len() > 150 {
+            AT_ONCE_LARGE
+        } else {
+            AT_ONCE
+        };
         drop(state);
         self.read_on(at_once);
     }
@@ -189,13 +211,16 @@ impl Lister {
                 Told { name, kind: attr.map(|attr| attr.kind), attr }
             })
             .collect();
-        let taken = self.inner.table.lock().fill(self.dir, told, self.sent, self.anyhow);
+        let taken = self.inner.table.lock().fill(self.dir, told, self.sent, self.how == How::Anyhow);
         self.finish(Ok(if taken { Listed::Done } else { Listed::Outdated }));
     }
 
     fn finish(&self, result: Result<Listed>) {
         self.state.lock().result = Some(result.map_err(unbroken));
         self.over.notify_all();
+        if self.how == How::Ahead {
+            self.inner.listed_ahead(self.dir, result == Ok(Listed::Done));
+        }
     }
 }
 

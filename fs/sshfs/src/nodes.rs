@@ -24,6 +24,9 @@ use crate::list::Lister;
 /// How long after the last look into a directory its names are not dropped.
 const IN_USE: Duration = Duration::from_secs(10);
 
+/// Directories that are listed ahead before anybody has come for one.
+const UNREAD: usize = 64;
+
 /// A moment between changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stamp(u64);
@@ -36,6 +39,8 @@ pub(crate) struct Table {
     /// Nodes that no host refers to.
     idle: usize,
     kept: usize,
+    /// Directories that were listed ahead, and that nobody has come for.
+    unread: usize,
 }
 
 /// One node.
@@ -61,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) ours: Option<Instant>,
     /// Directories in it that will be listed ahead.
     pub(crate) ahead: VecDeque<Ino>,
+    /// It was listed ahead, and nobody has come for it yet.
+    unread: bool,
     pub(crate) content: Weak<Content>,
 }
 
@@ -80,6 +87,7 @@ impl Node {
             read_at: None,
             ours: None,
             ahead: VecDeque::new(),
+            unread: false,
             content: Weak::new(),
         }
     }
@@ -119,7 +127,7 @@ impl Table {
         let mut root = Node::new(Some((Ino::ROOT, OsString::new())), Stamp(0));
         root.references = 1;
         let nodes = HashMap::from([(Ino::ROOT, root)]);
-        Self { nodes, next: Ino::ROOT.0 + 1, stamp: 0, idle: 0, kept }
+        Self { nodes, next: Ino::ROOT.0 + 1, stamp: 0, idle: 0, kept, unread: 0 }
     }
 
     pub(crate) fn node(&mut self, ino: Ino) -> Result<&mut Node> {
@@ -261,6 +269,7 @@ impl Table {
     /// Drops a node; its directory's names are no longer all known.
     fn drop_node(&mut self, ino: Ino) {
         let Some(node) = self.nodes.remove(&ino) else { return };
+        self.unread -= usize::from(node.unread);
         self.idle = self.idle.saturating_sub(1);
         if let Some((parent, name)) = node.place {
             if let Some(above) = self.nodes.get_mut(&parent) {
@@ -360,6 +369,41 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// A directory was listed ahead, or somebody has come for it. What is below it may be listed ahead too.
+    pub(crate) fn set_unread(&mut self, dir: Ino, unread: bool) {
+        let below = self.children(dir, Kind::Directory);
+        let Some(node) = self.nodes.get_mut(&dir) else { return };
+        self.unread -= usize::from(node.unread);
+        self.unread += usize::from(unread);
+        node.unread = unread;
+        if node.ahead.is_empty() {
+            node.ahead = below.into();
+        }
+    }
+
+    /// At most so many directories to be listed ahead, fewer if many were that nobody has come for: what is below a directory, then
+    /// what is beside it, then what is beside the one above.
+    pub(crate) fn take_ahead(&mut self, dir: Ino, most: usize) -> Vec<Ino> {
+        let mut room = if self.is_full() { 0 } else { most.min(UNREAD.saturating_sub(self.unread)) };
+        let mut found = Vec::new();
+        let mut here = Some(dir);
+        // Places form a tree, so the climb ends at the root.
+        while let Some(source) = here.filter(|_| room > 0) {
+            while room > 0 {
+                let Some(next) = self.nodes.get_mut(&source).and_then(|node| node.ahead.pop_front()) else {
+                    break;
+                };
+                let is_new = |node: &Node| node.listed.is_none() && node.lister.strong_count() == 0;
+                if self.nodes.get(&next).is_some_and(is_new) {
+                    found.push(next);
+                    room -= 1;
+                }
+            }
+            here = self.parent(source).ok().filter(|parent| *parent != source);
+        }
+        found
     }
 
     /// What is in a directory, of one kind.

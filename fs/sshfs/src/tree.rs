@@ -24,7 +24,7 @@ use crate::connection::{BROKEN, Connection, Patience, Reply, Waiting};
 use crate::content::Content;
 use crate::file::{Handle, OpenFile, Place};
 use crate::idmap::IdMap;
-use crate::list::{Listed, Lister};
+use crate::list::{How, Listed, Lister};
 use crate::nodes::{Stamp, Table};
 use crate::options::Settings;
 use crate::session::{Session, unbroken};
@@ -370,7 +370,8 @@ impl Inner {
             };
             let lister = match lister {
                 Some(lister) if attempt == 1 => lister,
-                _ => self.start_listing(dir, attempt == LISTINGS)?,
+                _ if attempt == LISTINGS => self.start_listing(dir, How::Anyhow)?,
+                _ => self.start_listing(dir, How::Wanted)?,
             };
             match lister.wait(self.settings.deadline) {
                 Ok(Listed::Done) => return Ok(()),
@@ -383,11 +384,13 @@ impl Inner {
         Ok(())
     }
 
-    fn start_listing(self: &Arc<Self>, dir: Ino, anyhow: bool) -> Result<Arc<Lister>> {
+    fn start_listing(self: &Arc<Self>, dir: Ino, how: How) -> Result<Arc<Lister>> {
         let (sent, path) = (self.stamp(), self.path(dir)?);
         let connection = self.session.connection(0)?;
-        connection.wait_for_room().map_err(unbroken)?;
-        let lister = Lister::start(self, &connection, dir, &path, sent, anyhow);
+        if how != How::Ahead {
+            connection.wait_for_room().map_err(unbroken)?;
+        }
+        let lister = Lister::start(self, &connection, dir, &path, sent, how);
         if let Ok(node) = self.table.lock().node(dir) {
             node.lister = Arc::downgrade(&lister);
         }
@@ -399,51 +402,54 @@ impl Inner {
         if !self.settings.list_ahead || self.settings.names_time.is_zero() {
             return;
         }
-        let (candidates, links) = {
+        let (walks, links) = {
             let mut table = self.table.lock();
             let links = self.links_to_read(&mut table, dir);
-            let below = table.children(dir, Kind::Directory);
+            table.set_unread(dir, false);
             let parent = table.parent(dir).ok().filter(|parent| *parent != dir);
-            let Ok(node) = table.node(dir) else { return };
-            node.read_at = Some(Instant::now());
-            node.ahead = below.into();
-            let walks = parent.is_none_or(|parent| {
-                table.node(parent).is_ok_and(|node| node.read_at.is_some_and(|at| at.elapsed() < WALK))
-            });
-            let mut candidates = Vec::new();
-            if walks && !table.is_full() {
-                let mut room = LISTED_AHEAD.saturating_sub(self.listings_ahead.load(Ordering::Relaxed));
-                // What is below comes first, then what is beside.
-                for source in [Some(dir), parent].into_iter().flatten() {
-                    while room > 0 {
-                        let Some(next) = table.node(source).ok().and_then(|node| node.ahead.pop_front())
-                        else {
-                            break;
-                        };
-                        let is_new = table.node(next).is_ok_and(|node| {
-                            node.listed.is_none() && node.lister.strong_count() == 0 && next != dir
-                        });
-                        if is_new {
-                            candidates.push(next);
-                            room -= 1;
-                        }
-                    }
-                }
+            if let Ok(node) = table.node(dir) {
+                node.read_at = Some(Instant::now());
             }
-            (candidates, links)
+            let was_read =
+                |ino| table.node(ino).is_ok_and(|node| node.read_at.is_some_and(|at| at.elapsed() < WALK));
+            (parent.is_none_or(was_read), links)
         };
-        for ino in candidates {
-            self.list_ahead(ino);
+        if walks {
+            self.list_ahead(dir);
         }
-        for (ino, path) in links {
-            self.read_link_ahead(ino, &path);
+        self.read_links(links);
+    }
+
+    /// Lists directories that somebody will come for who walks and is at this one.
+    fn list_ahead(self: &Arc<Self>, dir: Ino) {
+        let room = LISTED_AHEAD.saturating_sub(self.listings_ahead.load(Ordering::Relaxed));
+        let found = self.table.lock().take_ahead(dir, room);
+        for next in found {
+            self.listings_ahead.fetch_add(1, Ordering::Relaxed);
+            if self.start_listing(next, How::Ahead).is_err() {
+                self.listings_ahead.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
-    fn list_ahead(self: &Arc<Self>, dir: Ino) {
-        let Ok(lister) = self.start_listing(dir, false) else { return };
-        // It is kept until it is over, for whoever comes for it.
-        let _ = lister;
+    /// A directory was listed ahead: so will be what is below it, for as long as somebody walks.
+    pub(crate) fn listed_ahead(self: &Arc<Self>, dir: Ino, done: bool) {
+        self.listings_ahead.fetch_sub(1, Ordering::Relaxed);
+        if done {
+            let links = {
+                let mut table = self.table.lock();
+                table.set_unread(dir, true);
+                self.links_to_read(&mut table, dir)
+            };
+            self.list_ahead(dir);
+            self.read_links(links);
+        }
+    }
+
+    fn read_links(self: &Arc<Self>, links: Vec<(Ino, Vec<u8>)>) {
+        for (ino, path) in links {
+            self.read_link_ahead(ino, &path);
+        }
     }
 
     /// The symbolic links of a directory whose targets are not known.

@@ -222,6 +222,10 @@ impl Inner {
         let before = match (atime, mtime, uid, gid) {
             // Both of a pair are given, so that nothing must be known.
             (None, None, None, None) | (Some(_), Some(_), None, None) => self.last_attr(ino)?,
+            // Nor of what we have just made, and are writing: that changes no owner and no time of reading.
+            (_, Some(_), None, None) if content.as_ref().is_some_and(|content| content.is_new) => {
+                self.last_attr(ino)?
+            }
             _ => self.getattr(ino)?,
         };
         let kept = self.kept_mode(&before, drop_set_id);
