@@ -44,6 +44,10 @@ impl Module for Sshfs {
         SPECS
     }
 
+    fn letters(&self) -> &'static [(char, &'static str)] {
+        &[('p', "port"), ('C', "compression=yes"), ('F', "ssh_configfile"), ('1', "ssh_protocol=1")]
+    }
+
     fn manual(&self) -> &'static str {
         "The source is [USER@]HOST:[DIR], as for scp: without DIR, the user's home directory; an IPv6 address stands in brackets. \
          Nothing is needed on the server but its SSH service.\n\n\
