@@ -67,7 +67,8 @@ impl Module for Sshfs {
          by their names, if size, owner and time of change are what they were; otherwise they give \"Stale file handle\".\n\n\
          Examples:\n\n  umfusessh host: ~/mnt\n  umfusessh -o reconnect,ServerAliveInterval=15 me@host:/srv ~/mnt\n  \
          umfusessh -o ProxyJump=gate,idmap=user inner:/data ~/mnt\n  \
-         dpipe /usr/lib/openssh/sftp-server = umfusessh -f -o passive :/srv ~/mnt"
+         dpipe /usr/lib/openssh/sftp-server = umfusessh -f -o passive :/srv ~/mnt\n  \
+         veduta cp -r -t sshfs host:/srv:/ ./srv"
     }
 
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {

@@ -56,7 +56,7 @@ fn commands() -> impl Iterator<Item = clap::Command> {
 
 /// The name of a tree module's own program.
 fn program(module: &dyn Module) -> Option<String> {
-    let name = format!("umfuse{}", module.name());
+    let name = modules::program_of(module);
     modules::for_program(name.as_ref()).is_some_and(|found| found.name() == module.name()).then_some(name)
 }
 
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_command_and_every_driver_has_a_page() {
-        for name in ["veduta", "mount", "info", "umfuseext2", "umfuseiso9660"] {
+        for name in ["veduta", "mount", "info", "umfuseext2", "umfuseiso9660", "umfusessh"] {
             let page = String::from_utf8(page_of(name).unwrap()).unwrap();
             assert!(page.contains(".TH") && page.contains("NAME"), "{name}: {page}");
         }

@@ -43,6 +43,12 @@ pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
         .flatten()
 }
 
+/// What the module's own program is called: the first of its names that says so.
+pub(crate) fn program_of(module: &dyn Module) -> String {
+    let named = module.aliases().iter().find(|name| name.starts_with("umfuse"));
+    named.map_or_else(|| format!("umfuse{}", module.name()), |name| (*name).to_owned())
+}
+
 /// The type that the content of a disk is of. `None` if no module knows it.
 pub(crate) fn probe(disk: &Disk) -> Result<Option<&'static dyn Module>, MountError> {
     for module in ALL.iter().copied().filter(|module| module.source() == SourceKind::Disk) {

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &args::Mount) -> Result<ExitCode, Failure> {
         foreground: args.foreground,
         debug: args.debug,
     };
-    Ok(veduta_fuse::mount_main(module, &format!("umfuse{}", module.name()), command))
+    Ok(veduta_fuse::mount_main(module, &modules::program_of(module), command))
 }
 
 /// Ends mounts, and says of each that could not be ended why.
