@@ -597,7 +597,8 @@ impl Filesystem for Tree {
             } else {
                 let node = table.node(parent)?;
                 let is_ours = node.ours.is_some_and(|at| at.elapsed() < trust);
-                if is_ours && node.listed.is_some() {
+                let is_complete = node.listed.is_some_and(|at| at.elapsed() < inner.settings.names_time);
+                if is_ours && is_complete {
                     return Err(Errno::ENOENT);
                 }
             }
