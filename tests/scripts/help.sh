@@ -14,7 +14,7 @@ for shell in bash zsh fish; do check "completions for $shell" "$VEDUTA" completi
 "$VEDUTA" completions bash >c.bash
 check "bash reads its completions" bash -n c.bash
 check "all manual pages are written" "$VEDUTA" man --out pages
-for page in veduta veduta-mount veduta-cp veduta-disk veduta-disk-convert umfuseext2 umfuseiso9660 umdevmbr umdevramdisk; do
+for page in veduta veduta-mount veduta-cp veduta-disk veduta-disk-convert umfuseext2 umfuseiso9660 umfusessh umdevmbr umdevramdisk; do
     check "the page $page.1 is there" test -s "pages/$page.1"
 done
 check "a driver's page tells its options" grep -q norecovery pages/umfuseext2.1
@@ -26,7 +26,7 @@ fi
 check "types lists every type" bash -c '"$1" types | grep -q "^iso9660" && "$1" types | grep -q "^ext2"' _ "$VEDUTA"
 check "types TYPE tells its options" bash -c '"$1" types iso9660 | grep -q norock' _ "$VEDUTA"
 check "types --json is JSON" bash -c '"$1" types --json | python3 -m json.tool' _ "$VEDUTA"
-for driver in umfuseext2 umfuseiso9660 umfusehello umdevmbr umdevramdisk umdevnull; do
+for driver in umfuseext2 umfuseiso9660 umfusehello umdevmbr umdevramdisk umdevnull umfusessh; do
     check "$driver -h" "$BIN/$driver" -h
     check "$driver -V" "$BIN/$driver" -V
 done

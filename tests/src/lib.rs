@@ -9,6 +9,7 @@ mod encrypted;
 mod images;
 mod layers;
 pub mod record;
+pub mod sftp;
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -17,8 +18,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use veduta_api::{
-    BlockDevice, Disk, Drive, Errno, Filesystem, Geometry, Ino, Kind, Link, Module, MountError, Object,
-    OpenFlags, Options, Request, Result, Seek, World,
+    BlockDevice, Device, Disk, Drive, Errno, Filesystem, Geometry, Ino, Kind, Link, Module, MountError,
+    NewNode, Object, OpenFlags, Options, Perm, RenameFlags, Request, Result, Seek, SetAttr, World,
 };
 
 /// A disk whose bytes are in memory, not to be written.
@@ -242,7 +243,8 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 
 /// The targets of the fuzzers, by name.
 pub const TARGETS: &[&str] = &[
-    "encfs", "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "vdi", "vhd", "vhdx", "viewfs", "vmdk",
+    "encfs", "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "sftp", "vdi", "vhd",
+    "vhdx", "viewfs", "vmdk",
 ];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
@@ -263,6 +265,7 @@ pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
         "packed" | "qcow2" | "vdi" | "vhd" | "vhdx" | "vmdk" => images::image(bytes),
         "viewfs" => layers::marks(bytes),
         "layer" => layers::archive(bytes),
+        "sftp" => liar(bytes),
         other => panic!("no target is called {other:?}"),
     }
 }
@@ -286,6 +289,31 @@ fn module(module: &dyn Module, bytes: &[u8], option_lists: &[&str]) -> Option<Se
         }
     }
     seen
+}
+
+/// Does with a tree whose server lies what a host could do with it. The bytes are lies; see [`sftp`].
+fn liar(bytes: &[u8]) -> Option<Seen> {
+    let tree = sftp::tree(bytes, "timeout=1,idmap=name").ok()?;
+    let seen = exercise(&*tree, Limits::FUZZ);
+    let new = NewNode {
+        kind: Kind::File,
+        perm: Perm::from_mode(0o644),
+        umask: 0o022,
+        uid: 0,
+        gid: 0,
+        rdev: Device::default(),
+    };
+    if let Ok((entry, file)) = tree.create(Ino::ROOT, OsStr::new("a"), &new, OpenFlags::READ_WRITE) {
+        let _ = file.write_at(&[7; 100_000], 5);
+        let _ = tree.setattr(entry.ino, &SetAttr { size: Some(9), ..SetAttr::default() });
+        let _ = file.read_at(&mut [0; 1000], 0);
+        let _ = file.sync(false);
+    }
+    let _ = tree.mkdir(Ino::ROOT, OsStr::new("d"), &new);
+    let _ = tree.rename(Ino::ROOT, OsStr::new("d"), Ino::ROOT, OsStr::new("e"), RenameFlags::default());
+    let _ = tree.unlink(Ino::ROOT, OsStr::new("a"));
+    let _ = tree.unmount();
+    Some(seen)
 }
 
 fn partitions(drive: &dyn Drive) -> Seen {

@@ -41,7 +41,7 @@ pub(crate) type MakeWorld = fn(&mut Options) -> Result<Box<dyn World>, OptionsEr
 pub(crate) fn run(module: &dyn Module, source_options: &'static [OptionSpec], world: MakeWorld) -> ExitCode {
     let program = log::program();
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let command = match Command::parse(&words, module.source()) {
+    let command = match Command::parse(&words, module.source(), module.letters()) {
         Ok(command) => command,
         Err(message) => {
             eprintln!("{program}: {message}\nTry {program} --help");
@@ -79,6 +79,9 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
+/// As [`Module::letters`].
+type Letters = &'static [(char, &'static str)];
+
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
@@ -104,7 +107,7 @@ pub struct MountCommand {
 
 impl Command {
     /// Options may stand anywhere; `--` ends them. A module without a source may be given one word only.
-    fn parse(words: &[OsString], source: SourceKind) -> Result<Self, String> {
+    fn parse(words: &[OsString], source: SourceKind, known: Letters) -> Result<Self, String> {
         let mut mount = MountCommand::default();
         let mut places: Vec<&OsString> = Vec::new();
         let mut words = words.iter();
@@ -116,7 +119,7 @@ impl Command {
                 b"--version" => return Ok(Command::Version),
                 [b'-', b'-', ..] => return Err(format!("unknown option {}", Path::new(word).display())),
                 [b'-', letters @ ..] if !letters.is_empty() => {
-                    match mount.take_letters(letters, &mut words)? {
+                    match mount.take_letters(letters, &mut words, known)? {
                         Some(command) => return Ok(command),
                         None => continue,
                     }
@@ -154,6 +157,7 @@ impl MountCommand {
         &mut self,
         letters: &[u8],
         words: &mut impl Iterator<Item = &'a OsString>,
+        known: Letters,
     ) -> Result<Option<Command>, String> {
         for (at, letter) in letters.iter().enumerate() {
             match letter {
@@ -175,7 +179,27 @@ impl MountCommand {
                     self.options.append(Options::parse(list).map_err(|error| error.0)?);
                     return Ok(None);
                 }
-                other => return Err(format!("unknown option -{}", char::from(*other))),
+                other => {
+                    let letter = char::from(*other);
+                    let option = known.iter().find(|(known, _)| *known == letter).map(|(_, option)| *option);
+                    let option = option.ok_or_else(|| format!("unknown option -{letter}"))?;
+                    if let Some((key, value)) = option.split_once('=') {
+                        self.options.push(key, Some(value));
+                        continue;
+                    }
+                    let rest = letters.get(at + 1..).unwrap_or_default();
+                    let value = match rest {
+                        [] => words
+                            .next()
+                            .cloned()
+                            .ok_or_else(|| format!("option -{letter} wants a value behind it"))?,
+                        rest => OsStr::from_bytes(rest).to_owned(),
+                    };
+                    let value =
+                        value.to_str().ok_or_else(|| format!("the value of -{letter} is not UTF-8"))?;
+                    self.options.push(option, Some(value));
+                    return Ok(None);
+                }
             }
         }
         Ok(None)
@@ -407,9 +431,15 @@ fn help(module: &dyn Module, program: &str, source_options: &'static [OptionSpec
         "{program}: {}\n\nUsage: {program} SOURCE MOUNTPOINT [-o LIST] [-f] [-d]\n\n  \
          -o LIST  options, separated by commas\n  -f       stay in the foreground\n  \
          -d       stay in the foreground and log each request\n  -h       show this help\n  \
-         -V       show the version\n\nUnmount with umount MOUNTPOINT or fusermount3 -u MOUNTPOINT.\n",
+         -V       show the version\n",
         module.summary()
     );
+    for (letter, option) in module.letters() {
+        let form = if option.contains('=') { format!("-{letter}") } else { format!("-{letter} VALUE") };
+        let means = if option.contains('=') { (*option).to_owned() } else { format!("{option}=VALUE") };
+        text.push_str(&format!("  {form:<8} as -o {means}\n"));
+    }
+    text.push_str("\nUnmount with umount MOUNTPOINT or fusermount3 -u MOUNTPOINT.\n");
     let of_source = if module.source() == SourceKind::Disk { source_options } else { &[] };
     for (title, options) in [
         ("Options of the type", module.options()),
@@ -450,7 +480,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<MountCommand, String> {
         let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        match Command::parse(&words, SourceKind::Disk)? {
+        match Command::parse(&words, SourceKind::Disk, &[('p', "port"), ('C', "compression=yes")])? {
             Command::Mount(mount) => Ok(mount),
             other => Err(format!("{other:?}")),
         }
@@ -492,9 +522,19 @@ mod tests {
     }
 
     #[test]
+    fn letters_of_the_type_stand_for_its_options() {
+        for line in ["a /b -p 22 -C", "-Cp22 a /b", "a -p 22 -fC /b"] {
+            let mut mount = parse(line).unwrap();
+            assert_eq!(mount.options.take_value("port"), Ok(Some("22".into())), "{line}");
+            assert_eq!(mount.options.take_value("compression"), Ok(Some("yes".into())), "{line}");
+        }
+        assert!(parse("a b -p").unwrap_err().contains("-p"));
+    }
+
+    #[test]
     fn a_type_without_a_source_needs_none() {
         let words = [OsString::from("/mnt")];
-        assert!(matches!(Command::parse(&words, SourceKind::None), Ok(Command::Mount(_))));
+        assert!(matches!(Command::parse(&words, SourceKind::None, &[]), Ok(Command::Mount(_))));
     }
 
     #[test]

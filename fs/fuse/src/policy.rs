@@ -44,7 +44,11 @@ impl Policy {
             immutable,
             shared: matches!(facts.caching, Caching::Shared(_)),
             entry_ttl: if aliases { Duration::ZERO } else { ttl },
-            negative_ttl: if facts.case_insensitive { Duration::ZERO } else { ttl },
+            negative_ttl: if facts.case_insensitive {
+                Duration::ZERO
+            } else {
+                facts.absent_time.unwrap_or(ttl)
+            },
             attr_ttl: ttl,
             writeback,
             passthrough: !writeback,

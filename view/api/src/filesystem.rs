@@ -74,6 +74,8 @@ pub enum Caching {
 pub struct Facts {
     /// What a host may remember.
     pub caching: Caching,
+    /// How long a host may remember that a name is absent; `None`: as long as names that are there.
+    pub absent_time: Option<Duration>,
     /// Bytes; the longest name. Longer ones get `ENAMETOOLONG` from the host.
     pub name_max: u32,
     /// Bytes; the largest file. Larger sizes get `EFBIG` from the host.
@@ -101,6 +103,7 @@ impl Default for Facts {
     fn default() -> Self {
         Self {
             caching: Caching::Exclusive,
+            absent_time: None,
             name_max: 255,
             size_max: i64::MAX as u64,
             case_insensitive: false,

@@ -36,6 +36,12 @@ pub trait Module: Send + Sync {
         &[]
     }
 
+    /// Letters that the driver's own program takes for options, where its users know such: `('p', "port")` has `-p 22` mean
+    /// `-o port=22`, and `('C', "compression=yes")` has `-C` mean that.
+    fn letters(&self) -> &'static [(char, &'static str)] {
+        &[]
+    }
+
     /// More for the manual page: paragraphs about the format, limits, examples.
     fn manual(&self) -> &'static str {
         ""

@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn every_command_and_every_driver_has_a_page() {
-        for name in ["veduta", "mount", "info", "encfs-init", "umfuseext2", "umfuseencfs"] {
+        for name in ["veduta", "mount", "info", "encfs-init", "umfuseext2", "umfuseencfs", "umfusessh"] {
             let page = String::from_utf8(page_of(name).unwrap()).unwrap();
             assert!(page.contains(".TH") && page.contains("NAME"), "{name}: {page}");
         }

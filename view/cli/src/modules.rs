@@ -15,6 +15,7 @@ pub(crate) const ALL: &[&dyn Module] = &[
     &veduta_null::Null,
     &veduta_viewfs::Viewfs,
     &veduta_encfs::Encfs,
+    &veduta_sshfs::Sshfs,
     &veduta_hello::Hello,
 ];
 
@@ -46,10 +47,15 @@ pub(crate) fn for_program(program: &OsStr) -> Option<&'static dyn Module> {
         .flatten()
 }
 
-/// The name of a type's own program: `umdevmbr` if it makes disks and says so, else `umfuseext2`.
+/// The name of a type's own program: `umdevmbr` if it makes disks and says so, else the first of its names that begins so
+/// (`umfusessh`, `umviewfs`), else `umfuseext2`.
 pub(crate) fn program_name(module: &dyn Module) -> String {
+    let names = module.aliases();
     let device = format!("umdev{}", module.name());
-    if module.aliases().contains(&&*device) { device } else { format!("umfuse{}", module.name()) }
+    let view = format!("um{}", module.name());
+    let named = names.iter().find(|name| ***name == device || ***name == view);
+    let named = named.or_else(|| names.iter().find(|name| name.starts_with("umfuse")));
+    named.map_or_else(|| format!("umfuse{}", module.name()), |name| (*name).to_owned())
 }
 
 /// The type that the content of a disk is of. `None` if no module knows it.
@@ -76,6 +82,7 @@ mod tests {
             ("/sbin/mount.umfuseext2", "ext2"),
             ("umfuseiso9660", "iso9660"),
             ("umfuseencfs", "encfs"),
+            ("umfusessh", "sshfs"),
             ("umfusehello", "hello"),
             ("umviewfs", "viewfs"),
         ] {

@@ -11,8 +11,6 @@ use nix::unistd::{Whence, lseek};
 use veduta_api::{Allocate, Attr, Ioctl, Kind, Perm, Result, Seek, SetAttr};
 use veduta_disk::{IoctlShape, ioctl_shape};
 
-use veduta_disk::{IoctlShape, ioctl_shape};
-
 use crate::call::{Answer, Call, DONE, Outcome, readable, writable};
 use crate::mounts::Service;
 use crate::node::guarded;

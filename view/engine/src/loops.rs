@@ -14,8 +14,6 @@ use veduta_api::{
 };
 use veduta_disk::{BlockDrive, BlockFile, WHOLE};
 
-use veduta_disk::{BlockDrive, BlockFile, WHOLE};
-
 use crate::call::{Answer, Call, DONE, Outcome};
 use crate::mounts::{Mount, Service, shown};
 use crate::standin::StandIn;

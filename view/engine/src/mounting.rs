@@ -15,8 +15,6 @@ use veduta_api::{
 use veduta_disk::BlockDrive;
 use veduta_trace::Notification;
 
-use veduta_disk::BlockDrive;
-
 use crate::call::{Answer, Call, DONE, Outcome};
 use crate::calls::Level;
 use crate::mounts::{Mount, Service, Table, is_below, shown};

@@ -13,8 +13,6 @@ use veduta_api::{
 };
 use veduta_disk::BlockDrive;
 
-use veduta_disk::BlockDrive;
-
 use crate::call::Call;
 use crate::mounts::{Service, shown};
 use crate::node::{Node, guarded};
