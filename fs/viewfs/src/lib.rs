@@ -17,6 +17,14 @@
 //! * Renames of directories with parts below are marks (`redirect`) that the kernel follows in `trusted.overlay.*` only, and that
 //!   fuse-overlayfs does not know: `redirect_dir=off` gives `EXDEV` instead, as overlayfs does. The same holds for `metacopy=on`.
 //! * The whiteout of `renameat2(2)` (an overlay on top of this tree) is `EINVAL`; so is a device 0/0, which would be one: `EPERM`.
+//! * In FUSE, files that may still be copied up are read through the page cache and not by the kernel's passthrough: it wants one backing
+//!   file for all openings. A view hands out their descriptors; who has one from before a copy goes on reading the old file, as with overlayfs.
+//! * A copy is on the disk before it gets its name, as overlayfs has it; fuse-overlayfs does not wait. `volatile` does not either, and
+//!   `nochcopy` leaves the content where it is.
+//! * A file below with hard links shows a link too many after one of its names was removed and the tree mounted again, until it is copied up.
+//! * In mincow mode a rename or a removal is made below only if the upper layer has nothing to do with it.
+//! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
+//! * A user's copy of a directory that forbids its owner to write forbids it to the user too.
 //! * A user's copy of somebody else's file is the user's own, without set-id bits; `vstat` keeps what it was.
 
 #![forbid(unsafe_code)]

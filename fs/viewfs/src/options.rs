@@ -140,6 +140,7 @@ impl Module for Viewfs {
         let stacked = request.options.take_flag("stacked")?;
         let mut setup = take_words(&mut request.options)?;
         setup.read_only = request.read_only;
+        setup.real_numbers = request.world.shows_real_numbers();
         let mut lowers = take_lowers(&mut request.options)?;
         if stacked {
             if mode.is_some() || !lowers.is_empty() {

@@ -83,6 +83,9 @@ pub struct Setup {
     pub renew: bool,
     /// Marks are kept as `user.overlay.*` also by root.
     pub user_xattr: bool,
+    /// Nodes show the device and the number of the file behind, as `fstat(2)` on its descriptor does: for a view. Otherwise numbers
+    /// are of the tree, and stay when a file is copied up.
+    pub real_numbers: bool,
     /// The layers below are not written down.
     pub no_record: bool,
     /// The tree decides who may do what: whatever the user of this process may. For a view, and for a mount that is nobody
@@ -131,6 +134,7 @@ impl Setup {
             volatile: self.volatile,
             shared: self.renew || below.is_some() || matches!(self.mode, Mode::Bind | Mode::MinCow),
             own_permissions: self.own_permissions,
+            real_numbers: self.real_numbers,
             prefix,
         };
         let tree = Tree::new(layers, union, below, points, rules, state).map_err(|errno| {

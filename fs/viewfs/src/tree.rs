@@ -54,6 +54,8 @@ pub(crate) struct Rules {
     pub(crate) shared: bool,
     /// The tree decides who may do what.
     pub(crate) own_permissions: bool,
+    /// Nodes show the numbers of the files behind.
+    pub(crate) real_numbers: bool,
     pub(crate) prefix: Prefix,
 }
 
@@ -257,6 +259,9 @@ impl Tree {
     }
 
     fn fold(&self, layer: LayerNumber, st_ino: u64) -> u64 {
+        if self.rules.real_numbers {
+            return st_ino;
+        }
         st_ino ^ self.spaces[usize::from(layer)]
     }
 
@@ -510,7 +515,9 @@ impl Tree {
 
     /// The attributes of a node, from those of its topmost part.
     pub(crate) fn dress(&self, node: &Node, mut attr: Attr) -> Result<Attr> {
-        attr.st_ino = node.st_ino;
+        if !self.rules.real_numbers {
+            (attr.st_ino, attr.st_dev) = (node.st_ino, None);
+        }
         attr.kind = node.kind;
         let parts = node.parts();
         if node.kind == Kind::Directory {
@@ -579,7 +586,7 @@ impl Tree {
                 }
                 if seen.contains(&entry.name) {
                     if let Some(first) = directories.remove(&entry.name) {
-                        if entry.kind == Some(Kind::Directory) {
+                        if entry.kind == Some(Kind::Directory) && !self.rules.real_numbers {
                             listed[first].st_ino = self.fold(part.layer, entry.st_ino);
                         }
                     }
@@ -592,7 +599,7 @@ impl Tree {
                 }
                 let is_directory = entry.kind == Some(Kind::Directory);
                 entry.st_ino = self.fold(part.layer, entry.st_ino);
-                if is_upper && is_impure && !is_directory {
+                if is_upper && is_impure && !is_directory && !self.rules.real_numbers {
                     if let Some(found) = self.find(node, &entry.name)? {
                         entry.st_ino = found.marks.ino.unwrap_or(entry.st_ino);
                         self.release(&found.parts.stack);

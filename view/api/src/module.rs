@@ -138,6 +138,12 @@ pub trait World {
         None
     }
 
+    /// Whether users get descriptors of the files behind ([`File::backing`](crate::File::backing)) and see their numbers by
+    /// `fstat(2)`: a tree made of others then shows the same numbers by name, rather than ones of its own that never change.
+    fn shows_real_numbers(&self) -> bool {
+        false
+    }
+
     /// A link, by its VNL address.
     fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError>;
 

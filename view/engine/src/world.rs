@@ -105,6 +105,10 @@ impl World for ViewWorld<'_> {
         }
     }
 
+    fn shows_real_numbers(&self) -> bool {
+        true
+    }
+
     fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError> {
         self.host.link(source)
     }
