@@ -67,7 +67,8 @@ fn scripts(chosen: Option<&Path>, none: bool, own: &str, global: &str) -> Vec<Pa
         return Vec::new();
     }
     if let Some(path) = chosen {
-        return vec![path.to_owned()];
+        // A bare name is a file here, and not a command along PATH.
+        return vec![std::path::absolute(path).unwrap_or_else(|_| path.to_owned())];
     }
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(own));
     let may_run = |path: &PathBuf| {

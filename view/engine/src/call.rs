@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use veduta_api::{Attr, Result};
 use veduta_trace::Task;
+use veduta_trace::raw::{self, Argument};
 
 use crate::identity::Identity;
 use crate::mounts::Table;
@@ -150,6 +151,42 @@ impl<'a> Call<'a> {
         }
         let Ok(fd) = crate::serve::descriptor(self.task, number) else { return Ok(None) };
         Ok(self.view.stand_ins.of_descriptor(fd.as_fd()).map(|stand_in| (stand_in, fd)))
+    }
+
+    /// `RLIMIT_FSIZE` of the process: no file grows beyond. Bytes.
+    pub(crate) fn file_size_limit(&self) -> Result<u64> {
+        let mut limits = [0; 16];
+        let mut arguments = [
+            Argument::Value(self.task.0.as_raw() as u64),
+            Argument::Value(libc::RLIMIT_FSIZE.into()),
+            Argument::Value(0),
+            Argument::Output(&mut limits),
+        ];
+        match raw::call(libc::SYS_prlimit64 as u32, &mut arguments) {
+            // It runs as somebody else than we do: then its limits are asked of `/proc`, where everybody may read them.
+            Err(Errno::EPERM) => return Ok(self.listed_file_size_limit()),
+            done => done?,
+        };
+        let mut soft = [0; 8];
+        soft.copy_from_slice(&limits[..8]);
+        Ok(u64::from_ne_bytes(soft))
+    }
+
+    fn listed_file_size_limit(&self) -> u64 {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.task.0)).unwrap_or_default();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(u64::MAX)
+    }
+
+    /// What happens to whoever wants a file beyond that limit: a signal, and `EFBIG`.
+    pub(crate) fn too_large(&self) -> Errno {
+        let leader = self.task.leader().unwrap_or(self.task.0);
+        let number = |value: i32| Argument::Value(value as u64);
+        let mut arguments = [number(leader.as_raw()), number(self.task.0.as_raw()), number(libc::SIGXFSZ)];
+        if let Err(errno) = raw::call(libc::SYS_tgkill as u32, &mut arguments) {
+            tracing::debug!("SIGXFSZ: {}", errno.desc());
+        }
+        Errno::EFBIG
     }
 
     /// `EROFS` for a node of a mount that nothing may be changed on.

@@ -1,15 +1,17 @@
 //! Calls on descriptors that stand for virtual files.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Whence, lseek};
 use veduta_api::{Allocate, Attr, Ioctl, Kind, Perm, Result, Seek, SetAttr};
 use veduta_disk::{IoctlShape, ioctl_shape};
+use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, DONE, Outcome, readable, writable};
 use crate::mounts::Service;
@@ -23,6 +25,12 @@ const CHUNK: usize = 1 << 20;
 const MAX_SEGMENTS: u64 = 1024;
 /// Bytes; no read or write moves more: `MAX_RW_COUNT`.
 const MAX_COUNT: u64 = 0x7fff_f000;
+
+/// Flags of `preadv2(2)` and `pwritev2(2)` that a virtual file has; the others are refused, as by a filesystem without them.
+const RWF_HIPRI: u64 = 1;
+const RWF_DSYNC: u64 = 2;
+const RWF_SYNC: u64 = 4;
+const RWF_APPEND: u64 = 16;
 
 /// Serves one of them.
 pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
@@ -38,6 +46,12 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         _ => {}
     }
     let Some((stand_in, fd)) = call.stand_in(args[0] as i32)? else { return Ok(Answer::GoOn) };
+    // What was opened with O_PATH is a name, and no more.
+    let is_name =
+        |fd: &OwnedFd| crate::call::status_flags(fd).is_ok_and(|flags| flags.contains(OFlag::O_ACCMODE));
+    if !matches!(name, "read" | "write" | "fstat" | "fstatfs" | "fchdir") && is_name(&fd) {
+        return Err(Errno::EBADF);
+    }
     let one = || Ok(vec![(args[1], args[2].min(MAX_COUNT))]);
     let many = || segments(call, args[1], args[2]);
     match name {
@@ -45,6 +59,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "readv" => read(call, &stand_in, &fd, many()?, None),
         "pread64" => read(call, &stand_in, &fd, one()?, Some(offset(args[3])?)),
         "preadv" => read(call, &stand_in, &fd, many()?, Some(offset(args[3])?)),
+        "preadv2" if args[5] & !RWF_HIPRI != 0 => Err(Errno::EOPNOTSUPP),
+        "pwritev2" if args[5] & !(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND) != 0 => {
+            Err(Errno::EOPNOTSUPP)
+        }
         "preadv2" => read(call, &stand_in, &fd, many()?, current_or(args[3])?),
         "write" => write(call, &stand_in, &fd, one()?, None, 0),
         "writev" => write(call, &stand_in, &fd, many()?, None, 0),
@@ -58,7 +76,21 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "fstatfs" => crate::files::statfs(call, &place(&stand_in)?, args[1]),
         "ftruncate" => truncate(call, &stand_in, &fd, args[1] as i64),
         "fallocate" => allocate(call, &stand_in, &fd),
-        "fsync" | "sync_file_range" => fsync(&stand_in, false),
+        "fsync" => fsync(&stand_in, false),
+        "sync_file_range" => {
+            let (at, len) = (args[1] as i64, args[2] as i64);
+            if at < 0 || len < 0 || at.checked_add(len).is_none() || args[3] & !7 != 0 {
+                return Err(Errno::EINVAL);
+            }
+            fsync(&stand_in, false)
+        }
+        "fchdir" => {
+            let place = place(&stand_in)?;
+            if stand_in.kind == Kind::Directory {
+                call.may(&place, crate::identity::EXECUTE)?;
+            }
+            Ok(Answer::GoOn)
+        }
         "fdatasync" => fsync(&stand_in, true),
         "syncfs" => {
             sync_mount(call, stand_in.node.mount.id)?;
@@ -184,9 +216,6 @@ fn write(
     at: Option<u64>,
     rwf: u64,
 ) -> Outcome {
-    const RWF_DSYNC: u64 = 2;
-    const RWF_SYNC: u64 = 4;
-    const RWF_APPEND: u64 = 16;
     let flags = writable(fd)?;
     has_data(stand_in)?;
     let appends = flags.contains(OFlag::O_APPEND) || rwf & RWF_APPEND != 0;
@@ -197,7 +226,8 @@ fn write(
         Some(at) => at,
         None => lseek(fd, 0, Whence::SeekCur)? as u64,
     };
-    let largest = stand_in.node.mount.facts.size_max;
+    let limit = if stand_in.kind == Kind::File { call.file_size_limit()? } else { u64::MAX };
+    let largest = stand_in.node.mount.facts.size_max.min(limit);
     let mut done = 0;
     let mut buf = Vec::new();
     'all: for (mut address, mut len) in parts {
@@ -208,7 +238,7 @@ fn write(
                 if done > 0 {
                     break 'all;
                 }
-                return Err(Errno::EFBIG);
+                return Err(if position >= limit { call.too_large() } else { Errno::EFBIG });
             }
             buf.resize(want, 0);
             let got = match call.task.read_some(address, &mut buf[..want]) {
@@ -298,6 +328,10 @@ fn allocate(call: &Call<'_>, stand_in: &StandIn, fd: &OwnedFd) -> Outcome {
     if (offset as u64).saturating_add(len as u64) > stand_in.node.mount.facts.size_max {
         return Err(Errno::EFBIG);
     }
+    let end = offset as u64 + len as u64;
+    if !keep_size && end > call.file_size_limit()? && end > attr(stand_in)?.size {
+        return Err(call.too_large());
+    }
     stand_in.write_back()?;
     let file = stand_in.file(true)?;
     guarded(|| file.allocate(how, offset as u64, len as u64))?;
@@ -347,9 +381,12 @@ fn sync(call: &Call<'_>) -> Outcome {
 fn mmap(call: &Call<'_>) -> Outcome {
     let [_, len, protection, flags, fd, offset] = call.args;
     let Some((stand_in, fd)) = call.stand_in(fd as i32)? else { return Ok(Answer::GoOn) };
+    let access = crate::call::status_flags(&fd)?.bits() & libc::O_ACCMODE;
+    if access == libc::O_ACCMODE {
+        return Err(Errno::EBADF);
+    }
     has_data(&stand_in).map_err(|_| Errno::ENODEV)?;
     let is_shared = flags as i32 & libc::MAP_SHARED != 0;
-    let access = crate::call::status_flags(&fd)?.bits() & libc::O_ACCMODE;
     let no_exec = stand_in.node.mount.no_exec.load(std::sync::atomic::Ordering::Relaxed);
     if protection as i32 & libc::PROT_EXEC != 0 && no_exec {
         return Err(Errno::EPERM);
@@ -583,10 +620,86 @@ fn copy_range(call: &Call<'_>) -> Outcome {
     Ok(Answer::Value(moved as i64))
 }
 
-/// `splice(2)` moves pages between a pipe and a file; for a file that has none, programs fall back on reading.
+/// `splice(2)` between a pipe and a virtual file: copies what is there, or what there is room for, as the kernel moves pages.
 fn splice(call: &Call<'_>) -> Outcome {
-    let is_virtual = call.stand_in(call.int(0))?.is_some() || call.stand_in(call.int(2))?.is_some();
-    if is_virtual { Err(Errno::EINVAL) } else { Ok(Answer::GoOn) }
+    let [input, input_at, out, out_at, len, flags] = call.args;
+    let (source, target) = (call.stand_in(input as i32)?, call.stand_in(out as i32)?);
+    if source.is_none() && target.is_none() {
+        return Ok(Answer::GoOn);
+    }
+    if flags as u32 & !0xf != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if len == 0 {
+        return DONE;
+    }
+    let (stand_in, fd, at, other, other_at, reads) = match (source, target) {
+        (Some((stand_in, fd)), None) => (stand_in, fd, input_at, out, out_at, true),
+        (None, Some((stand_in, fd))) => (stand_in, fd, out_at, input, input_at, false),
+        // Neither is a pipe.
+        _ => return Err(Errno::EINVAL),
+    };
+    let file_flags = if reads { readable(&fd)? } else { writable(&fd)? };
+    let pipe = crate::serve::descriptor(call.task, other as i32)?;
+    let pipe_flags = if reads { writable(&pipe)? } else { readable(&pipe)? };
+    if nix::sys::stat::fstat(pipe.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFIFO {
+        return Err(Errno::EINVAL);
+    }
+    if other_at != 0 {
+        return Err(Errno::ESPIPE);
+    }
+    has_data(&stand_in).map_err(|_| Errno::EINVAL)?;
+    if !reads && file_flags.contains(OFlag::O_APPEND) {
+        return Err(Errno::EINVAL);
+    }
+    let waits = flags & 2 == 0 && !pipe_flags.contains(OFlag::O_NONBLOCK);
+    await_pipe(&pipe, reads, waits)?;
+    let held = held(&pipe)?;
+    let most = match (reads, held) {
+        (false, held) => held,
+        // An empty pipe takes all that it can; in another there is room for a page.
+        (true, 0) => fcntl(&pipe, FcntlArg::F_GETPIPE_SZ)? as u64,
+        (true, _) => 4096,
+    };
+    let mut offset = if at == 0 { None } else { Some(offset(call.task.read_u64(at)?)?) };
+    let (file, pipe) = (End::Virtual(stand_in, fd), End::Host(pipe.into()));
+    let moved = if reads {
+        transfer(&file, &mut offset, &pipe, &mut None, len.min(most))?
+    } else {
+        transfer(&pipe, &mut None, &file, &mut offset, len.min(most))?
+    };
+    if let Some(offset) = offset {
+        call.task.write(at, &offset.to_ne_bytes())?;
+    }
+    Ok(Answer::Value(moved as i64))
+}
+
+/// Waits until a pipe has room, or something in it, or its other end is closed. `EAGAIN` if that is not so, and nobody waits.
+fn await_pipe(pipe: &OwnedFd, for_room: bool, waits: bool) -> Result<()> {
+    let wanted = if for_room { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+    let interrupt = veduta_api::Interrupt::current();
+    loop {
+        let mut fds = [PollFd::new(pipe.as_fd(), wanted)];
+        let time = if waits { PollTimeout::from(50_u8) } else { PollTimeout::ZERO };
+        match poll(&mut fds, time) {
+            Ok(0) if !waits => return Err(Errno::EAGAIN),
+            Ok(0) | Err(Errno::EINTR) => interrupt.check()?,
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// How many bytes are in a pipe.
+fn held(pipe: &OwnedFd) -> Result<u64> {
+    let mut count = [0; 4];
+    let mut arguments = [
+        Argument::Value(pipe.as_raw_fd() as u64),
+        Argument::Value(libc::FIONREAD),
+        Argument::Output(&mut count),
+    ];
+    raw::call(libc::SYS_ioctl as u32, &mut arguments)?;
+    Ok(u32::from_ne_bytes(count).into())
 }
 
 fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {

@@ -39,6 +39,7 @@ pub(crate) fn path_argument(name: &str) -> Option<usize> {
 pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let args = call.args;
     let flag = |index: usize, bit: i32| args[index] as i32 & bit != 0;
+    check_flags(name, &args)?;
     let empty = |index| flag(index, libc::AT_EMPTY_PATH);
     let follow = |index| !flag(index, libc::AT_SYMLINK_NOFOLLOW);
     match name {
@@ -123,6 +124,27 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     }
 }
 
+/// Flags that a call does not know are `EINVAL`, before anything else is looked at.
+fn check_flags(name: &str, args: &[u64; 6]) -> Result<()> {
+    const SYNC_TYPE: i32 = 0x6000;
+    const STATX_RESERVED: u64 = 0x8000_0000;
+    let empty = libc::AT_EMPTY_PATH;
+    let (index, known) = match name {
+        "newfstatat" => (3, libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | empty | SYNC_TYPE),
+        "statx" => (2, libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | empty | SYNC_TYPE),
+        "faccessat2" => (3, libc::AT_EACCESS | libc::AT_SYMLINK_NOFOLLOW | empty),
+        "fchmodat2" | "utimensat" => (3, libc::AT_SYMLINK_NOFOLLOW | empty),
+        "fchownat" => (4, libc::AT_SYMLINK_NOFOLLOW | empty),
+        "linkat" => (4, libc::AT_SYMLINK_FOLLOW | empty),
+        "unlinkat" => (2, libc::AT_REMOVEDIR),
+        _ => return Ok(()),
+    };
+    let flags = args[index] as i32;
+    let is_wrong = flags & !known != 0
+        || (name == "statx" && (flags & SYNC_TYPE == SYNC_TYPE || args[3] & STATX_RESERVED != 0));
+    if is_wrong { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
 /// Does something to an existing node of a tree; on the host the kernel does it, or the engine where the kernel cannot.
 fn on_node(
     call: &Call<'_>,
@@ -203,7 +225,9 @@ fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> O
     if size as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
-    let found = match call.find(dirfd, path, false, true)? {
+    // Only readlinkat(2) takes an empty path, for the descriptor of a link.
+    let by_descriptor = dirfd != CWD && call.task.read_path(path)?.is_empty();
+    let found = match call.find(dirfd, path, false, by_descriptor)? {
         Target::PlainlyHost => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
@@ -219,7 +243,7 @@ fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> O
         }
         Some(Place::Tree(node, attr)) => {
             if attr.kind != Kind::Symlink {
-                return Err(Errno::EINVAL);
+                return Err(if by_descriptor { Errno::ENOENT } else { Errno::EINVAL });
             }
             guarded(|| node.tree().readlink(node.ino))?.as_bytes().to_vec()
         }
@@ -663,6 +687,9 @@ pub(crate) fn resize(
     Call::unguarded(attr, false)?;
     if size > node.mount.facts.size_max {
         return Err(Errno::EFBIG);
+    }
+    if size > attr.size && size > call.file_size_limit()? {
+        return Err(call.too_large());
     }
     let changes = SetAttr { size: Some(size), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
     guarded(|| node.tree().setattr(node.ino, &changes))?;

@@ -87,9 +87,7 @@ impl Identity {
             return Err(Errno::EPERM);
         }
         if let (Some(perm), false) = (changes.perm, self.is_root() || self.is_in(attr.gid)) {
-            if attr.kind != Kind::Directory {
-                changes.perm = Some(veduta_api::Perm::from_mode(perm.bits() & !0o2000));
-            }
+            changes.perm = Some(veduta_api::Perm::from_mode(perm.bits() & !0o2000));
         }
         if changes.uid.is_some_and(|uid| uid != attr.uid || !owns) && !self.is_root() {
             return Err(Errno::EPERM);

@@ -33,12 +33,21 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "openat" => (args[0], args[1], args[2], args[3], Limits::default()),
         _ => {
             let how = how(call)?;
+            if how.0 > u64::from(u32::MAX) {
+                return Err(Errno::EINVAL);
+            }
             (args[0], args[1], how.0, how.1, limits(how.2)?)
         }
     };
     let flags = OFlag::from_bits_retain(flags as i32);
     // O_TMPFILE holds the bit of O_DIRECTORY.
     let is_temporary = flags.contains(OFlag::O_TMPFILE);
+    if name == "openat2" {
+        check_how(flags, mode, is_temporary)?;
+    }
+    if flags.contains(OFlag::O_CREAT | OFlag::O_DIRECTORY) && !flags.contains(OFlag::O_PATH) {
+        return Err(Errno::EINVAL);
+    }
     let exclusive = flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) && !is_temporary;
     let follow = !flags.contains(OFlag::O_NOFOLLOW) && !exclusive;
     let path = call.task.read_path(path)?;
@@ -54,7 +63,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             if let Some(answer) = crate::directory::with_mounts(call, real, flags)? {
                 return Ok(answer);
             }
-            if found.direct { Ok(Answer::GoOn) } else { crate::host::again(call, &[real]) }
+            // A path that a bind shows where it is anyhow is opened by the process itself: who opens a terminal, or a file of
+            // /proc, matters.
+            if found.direct || path == *real { Ok(Answer::GoOn) } else { crate::host::again(call, &[real]) }
         }
         Some(Place::Tree(node, attr)) if is_temporary => temporary(call, node, attr, flags, mode as u32),
         Some(Place::Tree(..)) if exclusive => Err(Errno::EEXIST),
@@ -64,6 +75,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             }
             if flags.contains(OFlag::O_CREAT) && attr.kind == Kind::Directory {
                 return Err(Errno::EISDIR);
+            }
+            let is_thing = !matches!(attr.kind, Kind::File | Kind::Directory | Kind::Symlink);
+            if is_thing && node.mount.of_host && node.shows().is_some_and(|real| real == path) {
+                return Ok(Answer::GoOn);
             }
             existing(call, place, node, attr, flags)
         }
@@ -90,6 +105,32 @@ fn how(call: &Call<'_>) -> Result<(u64, u64, u64)> {
     Ok((word(0), word(8), word(16)))
 }
 
+/// `openat2(2)` refuses what `open(2)` ignores.
+fn check_how(flags: OFlag, mode: u64, is_temporary: bool) -> Result<()> {
+    const FASYNC: i32 = 0o20000;
+    const LARGE_FILE: i32 = 0o100_000;
+    let beside_path = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let known = OFlag::O_ACCMODE
+        | OFlag::O_CREAT
+        | OFlag::O_EXCL
+        | OFlag::O_NOCTTY
+        | OFlag::O_TRUNC
+        | OFlag::O_APPEND
+        | OFlag::O_NONBLOCK
+        | OFlag::O_SYNC
+        | OFlag::O_DIRECT
+        | OFlag::O_NOATIME
+        | OFlag::O_TMPFILE
+        | OFlag::from_bits_retain(FASYNC | LARGE_FILE)
+        | beside_path;
+    let creates = flags.contains(OFlag::O_CREAT) || is_temporary;
+    let is_wrong = !known.contains(flags)
+        || mode & !0o7777 != 0
+        || (mode != 0 && !creates)
+        || (flags.contains(OFlag::O_PATH) && !beside_path.contains(flags));
+    if is_wrong { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
 fn limits(resolve: u64) -> Result<Limits> {
     const NO_XDEV: u64 = 1;
     const NO_MAGICLINKS: u64 = 2;
@@ -97,12 +138,13 @@ fn limits(resolve: u64) -> Result<Limits> {
     const BENEATH: u64 = 8;
     const IN_ROOT: u64 = 16;
     const CACHED: u64 = 32;
+    let both = BENEATH | IN_ROOT;
+    if resolve & !(NO_XDEV | NO_MAGICLINKS | NO_SYMLINKS | both | CACHED) != 0 || resolve & both == both {
+        return Err(Errno::EINVAL);
+    }
     if resolve & CACHED != 0 {
         // Nothing here is known without waiting.
         return Err(Errno::EAGAIN);
-    }
-    if resolve & !(NO_XDEV | NO_MAGICLINKS | NO_SYMLINKS | BENEATH | IN_ROOT) != 0 {
-        return Err(Errno::EINVAL);
     }
     let has = |bit| resolve & bit != 0;
     Ok(Limits {
@@ -373,6 +415,9 @@ pub(crate) fn new_node(
         new.gid = above.gid;
         if kind == Kind::Directory {
             new.perm = Perm::from_mode(mode | 0o2000);
+        } else if mode & 0o2010 == 0o2010 && !call.identity.is_root() && !call.identity.is_in(above.gid) {
+            // Nobody may run programs as a group that he is not in: `mode_strip_sgid` of the kernel.
+            new.perm = Perm::from_mode(mode & !0o2000);
         }
     }
     Ok(new)

@@ -49,6 +49,10 @@ pub(crate) fn open(call: &Call<'_>, path: &[u8], flags: OFlag) -> Result<Option<
         b"mounts" => mounts(call, path)?,
         b"mountinfo" => mountinfo(call, path)?,
         b"maps" => maps(call, path)?,
+        file if file.starts_with(b"fdinfo/") => match fdinfo(call, path)? {
+            Some(text) => text,
+            None => return Ok(None),
+        },
         _ => return Ok(None),
     };
     let memory = HostFile::from(raw::memory_file(c"proc")?);
@@ -91,7 +95,8 @@ fn mountinfo(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
     for mount in call.table.mounts().iter().filter(|mount| !mount.is_hidden) {
         let above = known.iter().filter(|(_, target)| is_below(&mount.target, target));
         let parent = above.max_by_key(|(_, target)| target.len()).map_or(b"1".to_vec(), |(id, _)| id.clone());
-        let device = mount.device();
+        let root = crate::node::Node::root(mount).attr();
+        let device = root.map_or_else(|_| mount.device(), |attr| crate::stat::device(mount, &attr));
         let line = format!(
             "{} {} {}:{} / {} {} - {} {} {}\n",
             mount_id(mount),
@@ -120,6 +125,22 @@ fn escaped(text: &[u8]) -> Vec<u8> {
         }
     }
     if out.is_empty() { b"none".to_vec() } else { out }
+}
+
+/// `fdinfo/N`, with the mount and the node that the descriptor stands for; `None` for a descriptor of the host.
+fn fdinfo(call: &Call<'_>, path: &[u8]) -> Result<Option<Vec<u8>>> {
+    let link = String::from_utf8_lossy(path).replace("/fdinfo/", "/fd/");
+    let Ok(data) = std::fs::metadata(link) else { return Ok(None) };
+    let Some(stand_in) = call.view.stand_ins.find((data.dev(), data.ino())) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&host_text(path)?).into_owned();
+    let line = |line: &str| match line.split_once(':') {
+        Some(("mnt_id", _)) => format!("mnt_id:\t{}\n", mount_id(&stand_in.node.mount)),
+        Some(("ino", _)) => {
+            format!("ino:\t{}\n", stand_in.node.attr().map_or(data.ino(), |attr| attr.st_ino))
+        }
+        _ => format!("{line}\n"),
+    };
+    Ok(Some(text.lines().map(line).collect::<String>().into_bytes()))
 }
 
 /// `maps`, with view paths for what stands for virtual files.

@@ -16,8 +16,9 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use veduta_api::MountError;
+use veduta_trace::Task;
+use veduta_trace::raw::{self, Argument};
 use veduta_trace::spawn::{self, Command};
-use veduta_trace::{Task, raw};
 
 use crate::call::Call;
 use crate::calls::{self, Level};
@@ -205,16 +206,49 @@ fn serve_all(
         })?;
     }
     let mut status = 0;
+    let own_limit = descriptor_limit(None).map_err(|errno| MountError::system(errno, errno.desc()))?;
     for command in &commands {
         let program = calls::filter(view.level(), view.is_root && !view.all_root);
         let (child, listener) = spawn::spawn(command, &program).map_err(|errno| {
             MountError::system(errno, format!("the command cannot be started: {}", errno.desc()))
         })?;
+        // An open virtual file costs the engine descriptors; what the command may open does not change by that.
+        let most = Limit { now: own_limit.most, ..own_limit };
+        if let Err(errno) = descriptor_limit(Some(most)) {
+            tracing::warn!("the engine keeps its limit of open files: {}", errno.desc());
+        }
         Source::start(view, listener);
         crate::serve::watch_long_calls();
         status = wait_for(view, child, signals);
+        descriptor_limit(Some(own_limit)).map_err(|errno| MountError::system(errno, errno.desc()))?;
     }
     Ok(status)
+}
+
+/// `struct rlimit`
+#[derive(Clone, Copy)]
+struct Limit {
+    now: u64,
+    most: u64,
+}
+
+/// How many descriptors this process may have, before it is set to `new`.
+fn descriptor_limit(new: Option<Limit>) -> Result<Limit, Errno> {
+    let new = new.map(|new| [new.now.to_ne_bytes(), new.most.to_ne_bytes()].concat());
+    let mut old = [0; 16];
+    let mut arguments = [
+        Argument::Value(0),
+        Argument::Value(nix::libc::RLIMIT_NOFILE.into()),
+        new.as_ref().map_or(Argument::Value(0), |new| Argument::Input(new)),
+        Argument::Output(&mut old),
+    ];
+    raw::call(nix::libc::SYS_prlimit64 as u32, &mut arguments)?;
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&old[at..at + 8]);
+        u64::from_ne_bytes(word)
+    };
+    Ok(Limit { now: word(0), most: word(8) })
 }
 
 /// Waits for the command, reaps orphans, and tidies up from time to time. When the command has ended, what it left behind

@@ -37,6 +37,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     if i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) != libc::AF_UNIX || bytes[FAMILY] == 0 {
         return Ok(Answer::GoOn);
     }
+    if !is_unix(call) {
+        return Ok(Answer::GoOn);
+    }
     let path = bytes[FAMILY..].split(|byte| *byte == 0).next().unwrap_or_default();
     let binds = name == "bind";
     let found = match call.find_path(libc::AT_FDCWD as u64, path, !binds, false, Limits::default())? {
@@ -85,6 +88,16 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             on_path(call, &real)
         }
     }
+}
+
+/// Whether the descriptor is a socket of the family that has paths; what the kernel says of others is right.
+fn is_unix(call: &Call<'_>) -> bool {
+    let Ok(fd) = crate::serve::descriptor(call.task, call.int(0)) else { return false };
+    let (mut name, mut len) = ([0; 128], 128_u32.to_ne_bytes());
+    let mut arguments =
+        [Argument::Value(fd.as_raw_fd() as u64), Argument::Output(&mut name), Argument::Output(&mut len)];
+    raw::call(libc::SYS_getsockname as u32, &mut arguments).is_ok()
+        && i32::from(u16::from_ne_bytes([name[0], name[1]])) == libc::AF_UNIX
 }
 
 /// Makes the call with a path of the host. `ENAMETOOLONG` if an address has no room for it.

@@ -177,6 +177,8 @@ impl HostDir {
             let (uid, gid) = (Uid::from_raw(new.uid), Gid::from_raw(new.gid));
             rustix::fs::chownat(fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(errno)?;
         }
+        // The kernel drops set-id bits with a change of owner.
+        let stat = stat_fd(fd)?;
         let wanted = new.masked().bits();
         let is_symlink = Kind::from_mode(stat.stx_mode.into()) == Some(Kind::Symlink);
         // The process's own umask, and the set-group-id bit of a directory, may have changed it.

@@ -1,0 +1,210 @@
+#!/bin/bash
+# Views: programs with mounts of their own. The scenarios of View-OS's tutorials carry their numbers (S1...), those of ours
+# are called B1...; all is tried on both data planes, and needs no privilege, no /dev/fuse and no namespaces.
+# shellcheck source=tests/lib.sh
+. "$(dirname "$0")/../lib.sh"
+cd "$TMP" || exit 1
+export LC_ALL=C VEDUTA TMP IMAGES
+
+# The family's names for the program.
+mkdir names m n d
+for name in umvu umview vumount vuumount vuname viewname vu_insmod vu_lsmod vu_rmmod um_add_service um_fsalias vudebug; do
+    ln -s "$VEDUTA" "names/$name"
+done
+PATH=$TMP/names:$PATH
+
+# view ARGUMENT...: a view that cannot hang the tests.
+view() { timeout -k 1 30 "$VEDUTA" run -N "$@"; }
+# in_view [--mount M]... SCRIPT: what a shell script says in a view, and its exit status.
+in_view() { view "${@:1:$#-1}" -- bash -c "${!#}" 2>&1; echo "status $?"; }
+# like_native SENTENCE SCRIPT: the same output and status in a view in which everything is bound over itself. Each run has an
+# empty directory of the same name.
+like_native() {
+    local native shown
+    rm -rf work && mkdir work
+    native=$(cd work && timeout -k 1 60 bash -c "$2" 2>&1; echo "status $?")
+    rm -rf work && mkdir work
+    shown=$(cd work && timeout -k 1 60 "$VEDUTA" run -N --mount bind:/:/ -- bash -c "$2" 2>&1; echo "status $?")
+    same "$plane: $1" "$native" "$shown"
+}
+has() { for program; do command -v "$program" >/dev/null || { skip "no $program here" fine; return 1; }; done; }
+
+# --- fixtures, made with other people's tools ---
+mkdir -p tree/bin tree/dir
+echo ciao >tree/greetings
+printf '#!/bin/sh\necho "script $0 $*"\n' >tree/bin/script
+printf '#!%s/m/bin/script one\n' "$TMP" >tree/bin/nested
+chmod 755 tree/bin/*
+cp "$(type -P true)" tree/bin/true
+ln -s dir tree/link
+mke2fs -q -t ext4 -d tree ext4.img 8M >/dev/null
+mke2fs -q -t ext2 -L other other.img 1M >/dev/null
+xorriso -outdev cd.iso -volid CD -map tree / >/dev/null 2>&1 || xorriso -as mkisofs -R -o cd.iso tree >/dev/null 2>&1
+truncate -s 4M fat.img
+mkfs.fat fat.img >/dev/null 2>&1
+
+# --- the view itself: the same on every plane ---
+same "S1: the exit status of a view is the command's" "status 3" "$(in_view 'exit 3')"
+refuse 127 'not found' "S1: a command that does not exist" env PATH=/usr/bin:/bin timeout -k 1 30 "$VEDUTA" run -N -- no-such-command
+same "S1: a shell's view is the host's" "$(ls /)" "$(umvu -N ls /)"
+check "S1: vuname -P marks the prompt" umvu -N bash -c '[[ $(vuname -P) == "["*"]" ]]'
+check "S1: vu_lsmod lists what is built in" bash -c 'umvu -N vu_lsmod | grep -q ^ext2:'
+check "S1: a module that is built in can be loaded" umvu -N vu_insmod vufuse vufs
+same "S54: a view has a name" 'mine' "$(view --name mine -- viewname)"
+same "S54: a view is given a name" 'new' "$(view -- bash -c 'viewname new; viewname')"
+refuse 2 'not a view' "S54: outside is no view" vuname
+printf '#!/bin/bash\nvumount -t ext2 %s/ext4.img %s/m\n' "$TMP" "$TMP" >.vurc
+chmod 755 .vurc
+same "S7: an rc file runs before the command" ciao "$(umvu cat m/greetings)"
+same "S7: -N skips it" "" "$(umvu -N ls m)"
+sed s/m$/n/ .vurc >other.rc && chmod 755 other.rc
+same "S7: -f takes another" ciao "$(umvu -f other.rc cat n/greetings)"
+rm .vurc
+check "S9: calls are reported, with path and decision" bash -c \
+    'umvu -N sh -c "vumount -t ext2 ext4.img m; vudebug +p; cat m/greetings; vudebug -p" 2>&1 | grep -q "open.*greetings.* descriptor"'
+
+for plane in default emulated; do
+    if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
+
+    same "$plane: S2: the tree once more" "$(ls /)" "$(umvu -N bash -c 'vu_insmod vufs; vumount -t vufs / m; ls m')"
+    same "$plane: S2: its copy does not contain itself" "" "$(umvu -N bash -c "vumount -t vufs / m; ls m$TMP/m")"
+    same "$plane: S3: layers, and back" "$(ls /; echo --; echo --; echo --)" "$(umvu -N bash -c "
+        vumount -t vufs / m; vumount -t vufs / m; ls m$TMP/m; echo --; ls m$TMP/m$TMP/m; echo --; vuumount m; ls m$TMP/m; echo --")"
+    same "$plane: S4: a mount point that does not exist, is listed" "unreal
+/unreal
+$(ls /)" "$(umvu -N bash -c 'vumount -t vufs / /unreal; cd /; ls -d unreal; ls -d /unreal; ls /unreal' 2>&1)"
+    check "$plane: S4: its directory lists it" umvu -N bash -c 'vumount -t vufs / /unreal && ls / | grep -qx unreal'
+    echo host >conf
+    same "$plane: S5: a file is mounted over another" "80.80.80.80
+host" "$(echo 80.80.80.80 >over; umvu -N bash -c 'vumount -t vufs over conf; cat conf'; cat conf)"
+    same "$plane: S6: an open file keeps a mount busy, a lazy end does not" "32
+ciao
+0" "$(umvu -N bash -c 'vumount -t ext2 ext4.img m; exec 3<m/greetings; vuumount m 2>/dev/null; echo $?; vuumount -d m; cat <&3; ls m | wc -l')"
+    refuse 32 busy "$plane: S6: a permanent mount stays" umvu -N bash -c 'vumount -t ext2 -o permanent ext4.img m; vuumount m'
+    like_native "S8: read, write, rename, link, times, mmap, exec, cwd twice over" "
+        echo one >a; mkdir d; mv a d/b; ln d/b c; ln -s d e; chmod 600 c; touch -d @1000 c; cat e/b; stat -c '%s %a %h %F' c d e; stat -c %Y c
+        cd e; pwd; pwd -P; cp \$(type -P true) t; ./t; echo \$?; grep -c o b; rm ../c; stat -c %h b; rmdir ../d; truncate -s 10 b; wc -c b"
+    same "$plane: S24: a writable image keeps what was written" "ciao
+ciao
+status 0" "$(view --mount "fat:$TMP/fat.img:$TMP/m" -- sh -c 'mkdir m/d; echo ciao >m/d/g; cat m/d/g; mv m/d/g m/g; rmdir m/d'; in_view --mount "fat:$TMP/fat.img:$TMP/m" 'cat m/g; rm m/g')"
+    check "$plane: S24: fsck finds it clean" fsck.fat -n fat.img
+    same "$plane: S24: outside nothing was mounted" "" "$(ls m)"
+    before=$(cksum ext4.img)
+    same "$plane: S25: a read-only image" "bin
+dir
+greetings
+link
+lost+found
+touch: cannot touch 'm/new': Read-only file system
+status 1" "$(in_view --mount "ext2:$TMP/ext4.img:$TMP/m:ro" 'ls m; touch m/new')"
+    same "$plane: S25: its bytes stay" "$before" "$(cksum ext4.img)"
+    same "$plane: S27: a CD" "bin dir greetings link ciao
+status 0" "$(in_view --mount "iso9660:$TMP/cd.iso:$TMP/m" 'echo $(ls m) $(cat m/greetings)')"
+    cp ext4.img d/
+    same "$plane: S33: an image is mounted over the directory that it is in" "ciao
+status 0" "$(in_view 'vumount -t ext2 d/ext4.img d; cat d/greetings; [ ! -e d/ext4.img ]')"
+    same "$plane: S34: mount(8) and umount(8) mount and unmount" "on $TMP/m type ext2
+ciao
+gone
+status 0" "$(in_view "mount -t ext2 ext4.img m && mount | sed -n 's/ (.*//; s/^[^ ]* on/on/; \\|$TMP/m|p'; cat m/greetings; umount m; ls m; echo gone")"
+    view --mount "ext2:$TMP/ext4.img:$TMP/m" -- bash -c 'touch one; until [ -e two ]; do sleep 0.02; done; ls m' >one.out &
+    until_true 5 test -e one
+    same "$plane: S35: two views mount on one directory" lost+found "$(view --mount "ext2:$TMP/other.img:$TMP/m" -- ls m)"
+    touch two
+    wait $!
+    same "$plane: S35: and each sees its own" "bin dir greetings link lost+found" "$(tr "\n" " " <one.out | sed "s/ $//")"
+    rm -f one two one.out
+
+    # --- programs ---
+    same "$plane: B2: programs and scripts in an image run" "script m/bin/script a b
+script $TMP/m/bin/script one m/bin/nested x
+status 0" "$(in_view --mount "ext2:$TMP/ext4.img:$TMP/m" 'm/bin/true && m/bin/script a b; m/bin/nested x')"
+done
+
+# What a program needs of the kernel, in a view in which everything is virtual.
+for plane in default emulated; do
+    if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
+    like_native "S64: coreutils" 'seq 1000 >a; sort -R a | sort -n | cmp a && split -l 100 a x; cat x* | md5sum; ls | wc -l
+        cp -a a b; mv b c; ln -s c l; readlink -f l; install -m 700 -d p/q; dd if=a of=f bs=7 skip=3 seek=2 count=9 conv=notrunc status=none; md5sum f; du -b --apparent-size a
+        truncate -s 1M s; cp --sparse=always s s2; stat -c %b s2; shred -u c; tac a | head -n 2; tail -c 5 a; tee t <a | wc -l; rm -r p; ls -1; df --output=target . | wc -l'
+    like_native "S64: find, tar" 'mkdir -p t/{a,b}/{c,d}; for i in t/*/*; do echo $i >$i/f; ln $i/f $i/h; done; ln -s nowhere t/dangling; mkfifo t/fifo
+        find t -printf "%p %y %m %n %s\n" | sort; tar cf x.tar t; tar tf x.tar | sort; mkdir u; tar xf x.tar -C u; diff -r --no-dereference -x fifo t u/t && find u -links 2 -type f | wc -l'
+    ! has python3 || like_native "S67: descriptors go through sockets, over exec and fork" "python3 - <<'P'
+import os, socket, array, subprocess, fcntl
+open('f', 'w').write('hello')
+a, b = socket.socketpair()
+fd = os.open('f', os.O_RDWR)
+if os.fork() == 0:
+    socket.send_fds(a, [b'x'], [fd]); os._exit(0)
+os.wait()
+got = socket.recv_fds(b, 1, 1)[1][0]
+print(os.read(got, 2), os.read(fd, 9), os.lseek(got, 0, 1))
+os.set_inheritable(fd, True); os.lseek(fd, 1, 0)
+print(subprocess.run(['cat', '/proc/self/fd/%d' % fd], close_fds=False, stdout=subprocess.PIPE).stdout)
+os.dup2(fd, 0); print(subprocess.run(['cat'], stdout=subprocess.PIPE).stdout)
+P"
+    ! has python3 || like_native "S65: 200 threads, vfork, a group stop" "python3 - <<'P'
+import os, threading, subprocess, signal, time
+def work(n):
+    with open('t%d' % n, 'w') as f: f.write(str(n))
+    os.rename('t%d' % n, 'u%d' % n)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(200)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(sum(int(open('u%d' % n).read()) for n in range(200)))
+p = subprocess.Popen(['sleep', '9']); os.kill(p.pid, signal.SIGSTOP)
+print(os.WIFSTOPPED(os.waitpid(p.pid, os.WUNTRACED)[1])); p.send_signal(signal.SIGCONT); p.kill(); print(p.wait())
+P"
+    ! has python3 || like_native "S66: a signal ends a read of a fifo, or restarts it" "python3 - <<'P'
+import os, signal
+os.mkfifo('p'); r = os.open('p', os.O_RDWR)
+class Hit(Exception): pass
+def hit(*_): raise Hit
+signal.signal(signal.SIGALRM, hit); signal.setitimer(signal.ITIMER_REAL, 0.05)
+try: os.read(r, 1)
+except Hit: print('interrupted')
+import threading
+signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, False)
+threading.Timer(0.2, os.write, (r, b'x')).start(); signal.setitimer(signal.ITIMER_REAL, 0.05); print(os.read(r, 1))
+P"
+    ! has python3 || like_native "what the Linux Test Project found: refusals, limits, set-id bits, O_PATH, splice" "python3 - <<'P'
+import ctypes, os, resource, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def said(what, work):
+    try: print(what, work())
+    except OSError as error: print(what, error.strerror)
+def call(*args):
+    done = libc.syscall(*[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
+    if done < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return done
+open('f', 'w').write('hello'); os.mkdir('d'); buf = ctypes.create_string_buffer(512)
+said('unknown flags: newfstatat', lambda: call(262, -100, b'f', buf, 9999))
+said('unlinkat', lambda: call(263, -100, b'f', 9999)); said('linkat', lambda: call(265, -100, b'f', -100, b'g', 1))
+said('statx', lambda: call(332, -100, b'f', 0, 0x80000000, buf)); said('faccessat2', lambda: call(439, -100, b'f', 0, -1))
+said('readlink of nothing', lambda: call(89, b'', buf, 9))
+how = (ctypes.c_uint64 * 3)
+for name, flags, mode, resolve in (('a mode without O_CREAT', 0, 0o600, 0), ('a flag', 1 << 40, 0, 0), ('two roots', 0, 0, 24)):
+    said('openat2 with ' + name, lambda: call(437, -100, b'f', how(flags, mode, resolve), 24))
+fd = os.open('f', os.O_RDWR); vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buf), 5)
+said('preadv2 with a flag', lambda: call(327, fd, vector, 1, 0, 0, 1 << 30))
+said('sync_file_range', lambda: call(277, fd, -1, 1, 1)); said('and', lambda: call(277, fd, 0, 1, 8))
+name = os.open('f', os.O_PATH)
+for work in (lambda: os.fchmod(name, 0o600), lambda: os.read(name, 1), lambda: os.ftruncate(name, 0), lambda: os.stat(name).st_size): said('O_PATH', work)
+r, w = os.pipe()
+said('splice out', lambda: (call(275, fd, 0, w, 0, 100, 0), os.read(r, 9)))
+os.write(w, b'pipe'); said('splice in', lambda: (call(275, r, 0, fd, 0, 100, 0), os.pread(fd, 20, 0)))
+said('a position of a pipe', lambda: call(275, fd, 0, w, (ctypes.c_int64 * 1)(0), 1, 0))
+signal.signal(signal.SIGXFSZ, lambda *_: print('SIGXFSZ'))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+said('a write up to the limit', lambda: os.pwrite(fd, b'x' * 30, 10)); said('beyond', lambda: os.pwrite(fd, b'x', 20))
+said('truncate', lambda: os.truncate('f', 30)); said('fallocate', lambda: os.posix_fallocate(fd, 0, 30))
+if os.getuid() == 0 and open('/proc/self/uid_map').read().split()[2] != '1':
+    os.chown('d', 65534, 12345); os.chmod('d', 0o2777); os.setgroups([65534]); os.setegid(65534); os.seteuid(65534)
+    os.close(os.open('d/f', os.O_CREAT, 0o2755)); print(oct(os.stat('d/f').st_mode), os.stat('d/f').st_gid)
+    os.chmod('d', 0o3777); print(oct(os.stat('d').st_mode))
+os.chmod('d', 0o700); d = os.open('d', 0); os.chmod('d', 0o400); said('fchdir', lambda: os.fchdir(d)); os.chmod('d', 0o700)
+P"
+    ! has sqlite3 || like_native "B2: sqlite with a write-ahead log and mmap" 'sqlite3 x.db "pragma journal_mode=wal; pragma mmap_size=1000000; create table t(a); with recursive c(n) as (select 1 union all select n+1 from c where n<2000) insert into t select n from c; select count(*), sum(a) from t;"; sqlite3 x.db "pragma integrity_check; select max(a) from t"; ls'
+done
+unset VEDUTA_PLANE
+
+! has strace || check "B7: strace -f inside a view" bash -c 'timeout -k 1 30 "$VEDUTA" run -N --mount "ext2:$TMP/ext4.img:$TMP/m" -- strace -f -o st sh -c "cat m/greetings; true" | grep -q ciao && grep -q exited st'
