@@ -174,7 +174,7 @@ impl Change<'_> {
             (one.index, one.name.len(), &one.name).cmp(&(next.index, next.name.len(), &next.name))
         });
         let mut number = old;
-        let own = old != 0 && le32(&*read_block(self.volume, old)?, COUNT_AT) == 1;
+        let own = old != 0 && le32(&read_block(self.volume, old)?, COUNT_AT) == 1;
         if !own {
             self.drop_attribute_block(inode)?;
             let group = (inode.ino - 1) / self.volume.sb.inodes_per_group;

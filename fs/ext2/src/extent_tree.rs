@@ -136,12 +136,12 @@ pub(crate) fn all(volume: &Volume, inode: &RawInode, most: usize) -> Result<Opti
 }
 
 /// Gives a file other extents. Those that it had are somebody else's concern.
-pub(crate) fn replace_all(change: &mut Change<'_>, inode: &mut RawInode, all: Vec<Extent>) -> Result<()> {
+pub(crate) fn replace_all(change: &mut Change<'_>, inode: &mut RawInode, all: &[Extent]) -> Result<()> {
     let root = parse(change.volume, inode.block(), None)?;
     release_nodes(change, inode, &root)?;
     inode.block_mut().copy_from_slice(&empty_root());
     edit(change, inode, 0, &mut |_, extents, _| {
-        extents.clone_from(&all);
+        extents.extend_from_slice(all);
         Ok(())
     })?;
     Ok(())

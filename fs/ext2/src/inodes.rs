@@ -112,7 +112,7 @@ impl Change<'_> {
         let sb = &self.volume.sb;
         let per_block = (sb.block_size() as u32) / sb.inode_size;
         for block in used.div_ceil(per_block)..=bit / per_block {
-            self.set(about.inode_table + u64::from(block), Kind::Inodes, vec![0; sb.block_size()]);
+            self.fresh(about.inode_table + u64::from(block), Kind::Inodes, vec![0; sb.block_size()]);
         }
         Ok(())
     }

@@ -24,8 +24,6 @@ struct Name {
     len: u8,
     kind: Option<Kind>,
     ino: u32,
-    /// Its place in the directory.
-    place: u64,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +62,6 @@ impl Listing {
                     len: entry.name.len() as u8,
                     kind: entry.kind,
                     ino: entry.ino,
-                    place: entry.next,
                 });
                 names.bytes.extend_from_slice(entry.name);
                 ControlFlow::Continue(())
@@ -93,7 +90,6 @@ impl Directory for Listing {
                 break;
             }
         }
-        let _ = names.all.first().map(|name| name.place);
         Ok(())
     }
 }

@@ -44,8 +44,8 @@ const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::with_value(
         "data",
-        "ordered",
-        "Content is written before the commit that makes it reachable; always so.",
+        "ordered|writeback",
+        "Content is written before the commit that makes it reachable; always so, whichever is given.",
     ),
     OptionSpec::with_value(
         "commit",
@@ -146,7 +146,7 @@ impl Module for Ext2 {
             match recover::open(&disk, choices.policy)? {
                 Opened::Writable(volume) => {
                     check_root(&volume)?;
-                    return Ok(Object::Tree(Arc::new(Tree::new(volume, choices.whole_size))));
+                    return Ok(Object::Tree(Arc::new(Tree::new(*volume, choices.whole_size))));
                 }
                 Opened::ReadOnly(why) => tracing::warn!("ext2: {}: {why}", disk.name()),
             }
@@ -167,16 +167,18 @@ impl Choices {
         for word in ["acl", "user_xattr", "delalloc", "nodelalloc", "rw+"] {
             options.take_flag(word)?;
         }
-        let mut policy = Policy::default();
-        policy.barrier = !options.take_flag("nobarrier")? | options.take_flag("barrier")?;
-        policy.discard = options.take_flag("discard")? & !options.take_flag("nodiscard")?;
         // 0 is the default, as with the kernel.
         let seconds =
             options.take_parsed::<u32>("commit", "a number of seconds")?.filter(|seconds| *seconds > 0);
-        policy.period = seconds.map_or(policy.period, |seconds| Duration::from_secs(seconds.into()));
-        policy.go_on =
-            take_word(options, "errors", &["continue", "remount-ro"])?.as_deref() == Some("continue");
-        take_word(options, "data", &["ordered"])?;
+        let default = Policy::default();
+        let errors = take_word(options, "errors", &["continue", "remount-ro"])?;
+        let policy = Policy {
+            period: seconds.map_or(default.period, |seconds| Duration::from_secs(seconds.into())),
+            barrier: !options.take_flag("nobarrier")? | options.take_flag("barrier")?,
+            discard: options.take_flag("discard")? & !options.take_flag("nodiscard")?,
+            go_on: errors.as_deref() == Some("continue"),
+        };
+        take_word(options, "data", &["ordered", "writeback"])?;
         let superblock = options.take_parsed::<u64>("sb", "a place in units of 1024 bytes")?.unwrap_or(1);
         Ok(Self {
             policy,

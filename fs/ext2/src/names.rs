@@ -7,11 +7,12 @@ use veduta_api::{Errno, Kind as NodeKind, NewNode, RenameFlags, Timestamp};
 
 use crate::bytes::{le16, le32};
 use crate::change::{Change, Kind};
+use crate::dir::Dir;
 use crate::entries::{self, is_empty, locate};
 use crate::error::{Error, Result};
 use crate::extents::empty_root;
 use crate::features::{INCOMPAT_EXTENTS, RO_COMPAT_DIR_NLINK};
-use crate::inode::{BLOCK_LEN, FLAG_EXTENTS};
+use crate::inode::{BLOCK_LEN, FLAG_EXTENTS, Inode};
 use crate::raw::{ATIME, BTIME, CTIME, MTIME, RawInode};
 use crate::shape;
 use crate::superblock::ROOT_INO;
@@ -202,6 +203,11 @@ fn leave(volume: &Volume, gone: Option<u32>) -> Result<()> {
 /// Removes a name: of a directory, or of something else.
 pub(crate) fn remove(volume: &Volume, parent: u32, name: &[u8], is_dir: bool) -> Result<()> {
     let _names = volume.names.write();
+    let others = locate_node(volume, parent, name).is_some_and(|inode| inode.links() > 1);
+    if others && !is_dir {
+        // The other names must be there first.
+        volume.order()?;
+    }
     let gone = volume.change(|change| {
         let mut dir = load_dir(change, parent)?;
         let found = locate(volume, &dir, name)?.ok_or(Errno::ENOENT)?;
@@ -223,6 +229,15 @@ pub(crate) fn remove(volume: &Volume, parent: u32, name: &[u8], is_dir: bool) ->
         Ok(gone.then_some(found.ino))
     })?;
     leave(volume, gone)
+}
+
+/// What a name leads to, if that can be told.
+fn locate_node(volume: &Volume, parent: u32, name: &[u8]) -> Option<Inode> {
+    if volume.transactions.as_ref()?.journalled {
+        return None;
+    }
+    let dir = Dir::open(volume, volume.inode(parent).ok()?).ok()?;
+    volume.inode(dir.find(volume, name).ok()??).ok()
 }
 
 /// Gives a node one more name.
@@ -291,6 +306,7 @@ pub(crate) fn rename(
         return Err(Errno::EINVAL.into());
     }
     let _names = volume.names.write();
+    let mut rest = None;
     let gone = volume.change(|change| {
         let source = load_dir(change, from)?;
         let target = load_dir(change, to)?;
@@ -307,20 +323,57 @@ pub(crate) fn rename(
             None if flags.exchange => Err(Errno::ENOENT.into()),
             Some(found) => {
                 let old = load_named(change, to, found.ino)?;
-                replace(change, (from, name), (to, new_name), inode, Some(old))
+                let gone = replace(change, from, (to, new_name), &inode, Some(old))?;
+                rest = finish_move(change, (from, name), to, &inode)?;
+                Ok(gone)
             }
-            None => replace(change, (from, name), (to, new_name), inode, None),
+            None => {
+                replace(change, from, (to, new_name), &inode, None)?;
+                rest = finish_move(change, (from, name), to, &inode)?;
+                Ok(None)
+            }
         }
     })?;
+    if let Some(ino) = rest {
+        volume.order()?;
+        volume.change(|change| leave_old_name(change, (from, name), to, ino))?;
+    }
     leave(volume, gone)
+}
+
+/// Removes the old name of what was moved, unless that must wait: without a journal, the new one must be there first. Then
+/// the answer is the inode.
+fn finish_move(change: &mut Change<'_>, old: (u32, &[u8]), to: u32, inode: &RawInode) -> Result<Option<u32>> {
+    let waits = change.volume.transactions.as_ref().is_some_and(|transactions| !transactions.journalled);
+    if waits && !inode.is_dir() {
+        return Ok(Some(inode.ino));
+    }
+    leave_old_name(change, old, to, inode.ino)?;
+    Ok(None)
+}
+
+/// Removes the old name of what was moved.
+fn leave_old_name(change: &mut Change<'_>, (from, name): (u32, &[u8]), to: u32, ino: u32) -> Result<()> {
+    let mut inode = change.load(ino)?;
+    // The new name may have moved the old one.
+    let mut source = load_dir(change, from)?;
+    let found = locate(change.volume, &source, name)?.ok_or(Errno::ENOENT)?;
+    change.remove_name(&source, found)?;
+    if inode.is_dir() && from != to {
+        drop_link(&mut source);
+    }
+    source.touch();
+    change.store(&mut source)?;
+    inode.set_time(CTIME, Timestamp::now());
+    change.store(&mut inode)
 }
 
 /// Puts `inode` under a new name, where `old` may be: what has no name any more.
 fn replace(
     change: &mut Change<'_>,
-    (from, name): (u32, &[u8]),
+    from: u32,
     (to, new_name): (u32, &[u8]),
-    mut inode: RawInode,
+    inode: &RawInode,
     old: Option<RawInode>,
 ) -> Result<Option<u32>> {
     let volume = change.volume;
@@ -351,22 +404,10 @@ fn replace(
             return Err(Errno::EMLINK.into());
         }
         add_link(volume, &mut target);
-        change.set_parent(&inode, to)?;
+        change.set_parent(inode, to)?;
     }
     target.touch();
     change.store(&mut target)?;
-    // The new name may have moved the old one.
-    let mut source = load_dir(change, from)?;
-    let found = locate(volume, &source, name)?.ok_or(Errno::ENOENT)?;
-    change.remove_name(&source, found)?;
-    if inode.is_dir() && from != to {
-        drop_link(&mut source);
-    }
-    source.touch();
-    change.store(&mut source)?;
-    // It may have been on the list of orphans behind the one that was just put there.
-    inode.set_time(CTIME, Timestamp::now());
-    change.store(&mut inode)?;
     Ok(gone)
 }
 

@@ -1,17 +1,19 @@
 //! Writing without a journal: blocks go to their places, in an order after which `e2fsck -p` finds nothing that it has to ask
 //! about.
 //!
-//! 1. Blocks that nothing leads to yet, and block lists: whatever is new is there before something leads to it.
-//! 2. Of inodes: those that are gone (entries that lead to them are cleared by the checker), and directories that were there
-//!    before (they may have become longer by blocks of step 1).
-//! 3. Directories: new entries lead to inodes that are not in use yet, and are cleared too.
-//! 4. All inodes, bitmaps and counts, which the checker makes anew.
+//! 1. Content, which was written before, and blocks that nothing leads to yet; of new parts of inode tables only zeros.
+//! 2. Block lists that were there before: from now on the checker may make files longer by what they lead to.
+//! 3. Of inodes: those that are gone (entries that lead to them are cleared by the checker), and directories that were there
+//!    before (they may have become longer by blocks of the steps before). Bitmaps and counts, which the checker makes anew.
+//! 4. Directories: new entries lead to inodes that are not in use yet, and are cleared too.
+//! 5. All inodes.
 //!
 //! After each step everything is brought to stable storage.
 //!
 //! # Limits
 //!
-//! A crash in step 3 of the move of a name between two blocks of directories may leave both names or none; the checker then asks.
+//! A crash in step 4 of the move of a directory between two blocks of directories, or of an exchange, may leave both names or none; the
+//! checker then asks; so it does about a tree of extents of which some nodes are new and some old. (Other moves are two transactions: the new name comes first.)
 
 use veduta_api::Kind as NodeKind;
 
@@ -29,8 +31,17 @@ pub(crate) fn write(volume: &Volume, closed: &Closed, flush: &mut dyn FnMut() ->
             .filter(move |(_, _, mark)| wanted(mark.kind, mark.fresh))
             .map(|(number, block, _)| (*number, &**block))
     };
-    write_home(volume, step(|kind, fresh| fresh || kind == Kind::Map))?;
+    let zeros = vec![0; volume.block_size()];
+    let new = blocks().filter(|(_, _, mark)| mark.fresh).map(|(number, block, mark)| match mark.kind {
+        Kind::Inodes => (*number, &zeros[..]),
+        _ => (*number, &**block),
+    });
+    write_home(volume, new)?;
     flush()?;
+    if blocks().any(|(_, _, mark)| mark.kind == Kind::Map && !mark.fresh) {
+        write_home(volume, step(|kind, fresh| !fresh && kind == Kind::Map))?;
+        flush()?;
+    }
     let mut early = Vec::new();
     for (number, new, _) in blocks().filter(|(_, _, mark)| mark.kind == Kind::Inodes && !mark.fresh) {
         let mut old = vec![0; new.len()];
@@ -39,15 +50,14 @@ pub(crate) fn write(volume: &Volume, closed: &Closed, flush: &mut dyn FnMut() ->
             early.push((*number, old));
         }
     }
-    if !early.is_empty() {
-        write_home(volume, early.iter().map(|(number, block)| (*number, &block[..])))?;
-        flush()?;
-    }
+    write_home(volume, early.iter().map(|(number, block)| (*number, &block[..])))?;
+    write_home(volume, step(|kind, fresh| !fresh && kind == Kind::Other))?;
+    flush()?;
     if blocks().any(|(_, _, mark)| mark.kind == Kind::Entries && !mark.fresh) {
         write_home(volume, step(|kind, fresh| !fresh && kind == Kind::Entries))?;
         flush()?;
     }
-    write_home(volume, step(|kind, fresh| !fresh && matches!(kind, Kind::Inodes | Kind::Other)))?;
+    write_home(volume, step(|kind, _| kind == Kind::Inodes))?;
     flush()
 }
 

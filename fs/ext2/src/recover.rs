@@ -19,7 +19,7 @@ use crate::volume::Volume;
 /// A volume that was asked for to be changed.
 pub(crate) enum Opened {
     /// It can be.
-    Writable(Volume),
+    Writable(Box<Volume>),
     /// It can only be read: why, and what to do about it.
     ReadOnly(String),
 }
@@ -57,15 +57,15 @@ pub(crate) fn open(disk: &Disk, policy: Policy) -> Result<Opened, MountError> {
     if volume.sb.facts.state & STATE_VALID == 0 {
         return only("the volume was not unmounted cleanly, and should be checked");
     }
-    match prepared(volume, journalled, policy) {
-        Ok(volume) => Ok(Opened::Writable(volume)),
+    match prepared(*volume, journalled, policy) {
+        Ok(volume) => Ok(Opened::Writable(Box::new(volume))),
         Err(error @ Error::Corrupt(_)) => only(&format!("the volume is damaged ({error})")),
         Err(error) => Err(error.into()),
     }
 }
 
 enum Replayed {
-    Yes(Volume),
+    Yes(Box<Volume>),
     No(String),
 }
 
@@ -73,7 +73,7 @@ enum Replayed {
 fn replayed(volume: Volume) -> Result<Replayed> {
     let sb = &volume.sb;
     if !sb.features.has_compat(COMPAT_HAS_JOURNAL) {
-        return Ok(Replayed::Yes(volume));
+        return Ok(Replayed::Yes(Box::new(volume)));
     }
     if sb.journal_ino == 0 {
         return Ok(Replayed::No("its journal is on another device, and cannot be written".into()));
@@ -82,7 +82,7 @@ fn replayed(volume: Volume) -> Result<Replayed> {
         return Ok(Replayed::No("an error was noted in the journal".into()));
     }
     if !sb.features.has_incompat(INCOMPAT_RECOVER) {
-        return Ok(Replayed::Yes(volume));
+        return Ok(Replayed::Yes(Box::new(volume)));
     }
     let disk = volume.disk.clone();
     let next = journal::next_sequence(&volume)?;
@@ -101,7 +101,7 @@ fn replayed(volume: Volume) -> Result<Replayed> {
     disk.flush()?;
     say_not_in_use(&volume)?;
     disk.flush()?;
-    Ok(Replayed::Yes(fresh(&disk)?))
+    Ok(Replayed::Yes(Box::new(fresh(&disk)?)))
 }
 
 /// The volume as the disk has it.

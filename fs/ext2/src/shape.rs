@@ -295,7 +295,7 @@ fn collapse(volume: &Volume, ino: u32, range: Range<u64>) -> Result<()> {
         });
         let mut joined = Vec::new();
         moved.for_each(|extent| extent_tree::put(&mut joined, extent));
-        extent_tree::replace_all(change, &mut inode, joined)?;
+        extent_tree::replace_all(change, &mut inode, &joined)?;
         inode.set_size(inode.size() - (range.end - range.start));
         inode.touch();
         change.store(&mut inode)
@@ -318,7 +318,7 @@ fn insert(volume: &Volume, ino: u32, range: Range<u64>) -> Result<()> {
         }
         let behind = extent_tree::cut(&mut all, &(blocks.start..u64::MAX));
         all.extend(behind.into_iter().map(|extent| Extent { start: extent.start + len, ..extent }));
-        extent_tree::replace_all(change, &mut inode, all)?;
+        extent_tree::replace_all(change, &mut inode, &all)?;
         inode.set_size(size);
         inode.touch();
         change.store(&mut inode)
@@ -342,9 +342,7 @@ pub(crate) fn write(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Resul
 
 fn write_part(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Result<usize> {
     match write_once(volume, ino, buf, offset) {
-        Err(Error::Errno(Errno::ENOSPC)) if volume.make_room()? => {
-            write_once(volume, ino, buf, offset)
-        }
+        Err(Error::Errno(Errno::ENOSPC)) if volume.make_room()? => write_once(volume, ino, buf, offset),
         Ok(len) if len < buf.len() && volume.make_room()? => {
             match write_once(volume, ino, &buf[len..], offset + len as u64) {
                 Ok(more) => Ok(len + more),

@@ -110,6 +110,8 @@ pub(crate) struct Transactions {
     pub(crate) dirty: RwLock<HashMap<u64, Block>>,
     log: Mutex<Log>,
     policy: Policy,
+    /// Whether there is a journal.
+    pub(crate) journalled: bool,
     /// Blocks of a transaction.
     limit: usize,
     handles: AtomicUsize,
@@ -168,6 +170,7 @@ impl Transactions {
                 orphans: Vec::new(),
             }),
             dirty: RwLock::new(HashMap::new()),
+            journalled: ring.is_some(),
             log: Mutex::new(Log { ring, committed: HashMap::new(), active: false }),
             policy,
             limit,
@@ -377,13 +380,7 @@ impl Transactions {
         if log.active {
             return Ok(());
         }
-        let journalled = match &mut log.ring {
-            Some(ring) => {
-                ring.start(volume)?;
-                true
-            }
-            None => false,
-        };
+        let journalled = log.ring.is_some();
         write_super(volume, |sb| {
             if journalled {
                 set_bits(sb, 0x60, INCOMPAT_RECOVER, true);
@@ -397,6 +394,10 @@ impl Transactions {
             put_now(sb, 0x30, 0x274);
         })?;
         self.flush(volume)?;
+        // The journal may not look used as long as the superblock does not say so.
+        if let Some(ring) = &mut log.ring {
+            ring.start(volume)?;
+        }
         log.active = true;
         self.active.store(true, Ordering::Release);
         self.start_keeper(volume);
@@ -514,6 +515,14 @@ impl Volume {
             transactions.commit(self)?;
         }
         Ok(useful)
+    }
+
+    /// Without a journal: has what was done so far reach the disk before what follows.
+    pub(crate) fn order(&self) -> Result<()> {
+        match &self.transactions {
+            Some(transactions) if !transactions.journalled => transactions.commit(self),
+            _ => Ok(()),
+        }
     }
 
     /// Commits everything.

@@ -292,5 +292,5 @@ fn a_crash_of_ext3_loses_nothing_that_was_synced() {
 
 #[test]
 fn a_crash_without_a_journal_is_repaired_without_questions() {
-    all(&[(4096, "-t ext2 -b 1024 -N 256"), (4096, "-t ext4 -b 1024 -N 256 -O ^has_journal")]);
+    all(&[(4096, "-t ext2 -b 1024 -N 256"), (4096, "-t ext4 -b 1024 -N 256 -O ^has_journal,^extent,^64bit")]);
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use veduta_api::{Allocate, Errno, Kind, Perm, RenameFlags, SetAttr, SetTime, Timestamp, XattrMode};
 
-use crate::support::{Make, Memory, Rng, Tree, assert_clean, folder, mount, read_all, rounds, run, seed, text};
+use crate::support::{
+    Make, Memory, Rng, Tree, assert_clean, folder, mount, read_all, rounds, run, seed, text,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Node {
@@ -29,7 +31,10 @@ struct Model {
 impl Model {
     fn children(&self, path: &str) -> impl Iterator<Item = &String> {
         let prefix = format!("{path}/");
-        self.names.range(prefix.clone()..).map(|(name, _)| name).take_while(move |name| name.starts_with(&prefix))
+        self.names
+            .range(prefix.clone()..)
+            .map(|(name, _)| name)
+            .take_while(move |name| name.starts_with(&prefix))
     }
     fn kind(&self, path: &str) -> Option<Kind> {
         self.names.get(path).map(|node| self.nodes[*node].kind)
@@ -43,8 +48,7 @@ impl Model {
     }
     fn add(&mut self, path: &str, kind: Kind, content: Vec<u8>) {
         let mode = if kind == Kind::Symlink { 0o777 } else { 0o755 };
-        let node =
-            Node { kind, content, mode, owner: (1000, 100), mtime: None, xattrs: BTreeMap::new() };
+        let node = Node { kind, content, mode, owner: (1000, 100), mtime: None, xattrs: BTreeMap::new() };
         self.nodes.push(node);
         self.names.insert(path.to_string(), self.nodes.len() - 1);
     }
@@ -250,7 +254,11 @@ fn rename(tree: &Tree, model: &mut Model, old: &str, new: &str, how: u64) {
         None if flags.exchange => Err(Errno::ENOENT),
         Some(to) if to == from => Ok(()),
         Some(to) if flags.exchange => {
-            if below(old, new) && is_dir(to) { Err(Errno::EINVAL) } else { Ok(()) }
+            if below(old, new) && is_dir(to) {
+                Err(Errno::EINVAL)
+            } else {
+                Ok(())
+            }
         }
         Some(to) => match (is_dir(from), is_dir(to)) {
             (true, false) => Err(Errno::ENOTDIR),
@@ -270,8 +278,10 @@ fn rename(tree: &Tree, model: &mut Model, old: &str, new: &str, how: u64) {
     }
     let take = |model: &mut Model, path: &str| {
         let inside: Vec<String> = model.children(path).cloned().collect();
-        let mut taken: Vec<(String, usize)> =
-            inside.iter().map(|name| (name[path.len()..].to_string(), model.names.remove(name).unwrap())).collect();
+        let mut taken: Vec<(String, usize)> = inside
+            .iter()
+            .map(|name| (name[path.len()..].to_string(), model.names.remove(name).unwrap()))
+            .collect();
         taken.extend(model.names.remove(path).map(|node| (String::new(), node)));
         taken
     };
@@ -422,7 +432,8 @@ fn exercise(make: &Make, steps: u64, seed: u64) {
     println!("{make:?} seed {seed}");
     let dir = folder();
     let memory = make.make(dir.path());
-    let extents = !make.words.contains("ext2") && !make.words.contains("ext3") && !make.words.contains("^extent");
+    let extents =
+        !make.words.contains("ext2") && !make.words.contains("ext3") && !make.words.contains("^extent");
     let fine = !make.words.contains("-I 128");
     let mut model = Model::default();
     let mut rng = Rng(seed | 1);
@@ -454,7 +465,11 @@ fn all(makes: &[(u64, &'static str)]) {
 
 #[test]
 fn ext2_is_the_model() {
-    all(&[(8192, "-t ext2 -b 1024"), (16384, "-t ext2 -b 4096"), (8192, "-t ext2 -b 1024 -O ^filetype,^dir_index -I 128")]);
+    all(&[
+        (8192, "-t ext2 -b 1024"),
+        (16384, "-t ext2 -b 4096"),
+        (8192, "-t ext2 -b 1024 -O ^filetype,^dir_index -I 128"),
+    ]);
 }
 
 #[test]
@@ -479,5 +494,9 @@ fn ext4_is_the_model() {
 
 #[test]
 fn blocks_of_all_sizes_are_the_model() {
-    all(&[(131_072, "-t ext4 -b 16384"), (262_144, "-t ext4 -b 65536"), (131_072, "-t ext4 -b 8192 -O ^metadata_csum")]);
+    all(&[
+        (131_072, "-t ext4 -b 16384"),
+        (262_144, "-t ext4 -b 65536"),
+        (131_072, "-t ext4 -b 8192 -O ^metadata_csum"),
+    ]);
 }

@@ -180,8 +180,7 @@ fn acls_are_inherited_and_follow_the_mode() {
     let memory = EXT4.make(dir.path());
     let tree = mount(&memory, "");
     tree.mkdir("dir").unwrap();
-    let (access, default) =
-        (OsStr::new("system.posix_acl_access"), OsStr::new("system.posix_acl_default"));
+    let (access, default) = (OsStr::new("system.posix_acl_access"), OsStr::new("system.posix_acl_default"));
     let entry = |tag: u16, permissions: u16, id: u32| {
         [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
     };
@@ -232,10 +231,7 @@ fn device_nodes_keep_their_numbers() {
     }
     let look = |tree: &Tree| {
         for (at, (major, minor)) in numbers.into_iter().enumerate() {
-            assert_eq!(
-                tree.stat(&format!("device {at}")).unwrap().rdev,
-                veduta_api::Device { major, minor }
-            );
+            assert_eq!(tree.stat(&format!("device {at}")).unwrap().rdev, veduta_api::Device { major, minor });
         }
     };
     look(&tree);
