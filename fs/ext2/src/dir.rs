@@ -307,7 +307,7 @@ pub(crate) fn entry_len(stored: u16, block_size: usize) -> usize {
     }
 }
 
-fn kind_of(code: u8) -> Option<Kind> {
+pub(crate) fn kind_of(code: u8) -> Option<Kind> {
     Some(match code & 0xf {
         1 => Kind::File,
         2 => Kind::Directory,

@@ -9,7 +9,7 @@ use crate::bytes::{le16, le32, slice, u8_at};
 use crate::cache::Block;
 use crate::change::{Change, Kind};
 use crate::checksum::crc32c;
-use crate::dir::{COMPAT_DIR_INDEX, HEADER, TAIL, TAIL_TYPE, entry_len, sum_is_right};
+use crate::dir::{COMPAT_DIR_INDEX, HEADER, TAIL, TAIL_TYPE, entry_len, kind_of, sum_is_right};
 use crate::error::{Error, Result};
 use crate::features::INCOMPAT_FILETYPE;
 use crate::index;
@@ -17,6 +17,9 @@ use crate::inode::FLAG_INDEX;
 use crate::raw::RawInode;
 use crate::space::{self, Stretch};
 use crate::volume::Volume;
+
+/// What a name leads to: an inode, and its type.
+pub(crate) type Target = (u32, Option<NodeKind>);
 
 /// An entry of a block.
 #[derive(Clone, Copy, Debug)]
@@ -60,10 +63,26 @@ pub(crate) fn end_of(volume: &Volume) -> usize {
 
 /// The entries of a block.
 pub(crate) fn slots(volume: &Volume, block: &[u8]) -> Result<Vec<Slot>> {
+    slots_before(volume, block, end_of(volume))
+}
+
+/// The names of a part of an inline directory, and what they lead to.
+pub(crate) fn inline_names<'b>(volume: &Volume, part: &'b [u8]) -> Result<Vec<(&'b [u8], Target)>> {
+    let typed = volume.sb.features.has_incompat(INCOMPAT_FILETYPE);
+    let slots = slots_before(volume, part, part.len())?;
+    let kind = |slot: &Slot| if typed { kind_of(u8_at(part, slot.at + 7)) } else { None };
+    Ok(slots
+        .iter()
+        .filter(|slot| slot.ino != 0)
+        .map(|slot| (slot.name(part), (slot.ino, kind(slot))))
+        .collect())
+}
+
+fn slots_before(volume: &Volume, block: &[u8], end: usize) -> Result<Vec<Slot>> {
     let typed = volume.sb.features.has_incompat(INCOMPAT_FILETYPE);
     let (mut slots, mut at) = (Vec::new(), 0);
     // Each entry is at least 12 bytes long.
-    while at < end_of(volume) {
+    while at < end {
         let len = entry_len(le16(block, at + 4), block.len());
         let name_len = if typed { u8_at(block, at + 6).into() } else { usize::from(le16(block, at + 6)) };
         if len < 12 || len % 4 != 0 || at + len > block.len() || HEADER + name_len > len || name_len > 255 {

@@ -73,7 +73,7 @@ then reach the disk together; content is there before the commit that makes it r
 before that was committed. After a crash the next mount replays the journal. Without a journal (ext2) changes are written in an order \
 after which e2fsck -p repairs what a crash leaves.
 
-Volumes with these features are read and not written: bigalloc, inline_data, casefold, encrypt, ea_inode, mmp, quota, project, verity, \
+Volumes with these features are read and not written: casefold, encrypt, ea_inode, mmp, quota, project, verity, \
 shared_blocks. A volume with errors, one that should be checked, and one whose journal cannot be replayed are mounted read-only, with a \
 sentence that says so; run e2fsck.
 

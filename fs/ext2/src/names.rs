@@ -12,7 +12,7 @@ use crate::entries::{self, is_empty, locate};
 use crate::error::{Error, Result};
 use crate::extents::empty_root;
 use crate::features::{INCOMPAT_EXTENTS, RO_COMPAT_DIR_NLINK};
-use crate::inode::{BLOCK_LEN, FLAG_EXTENTS, Inode};
+use crate::inode::{BLOCK_LEN, FLAG_EXTENTS, FLAG_INLINE_DATA, Inode};
 use crate::raw::{ATIME, BTIME, CTIME, MTIME, RawInode};
 use crate::shape;
 use crate::superblock::ROOT_INO;
@@ -77,7 +77,7 @@ pub(crate) fn make(
 
 /// A directory that still has a name.
 fn load_dir(change: &mut Change<'_>, ino: u32) -> Result<RawInode> {
-    let dir = change.load(ino)?;
+    let dir = load_out(change, ino)?;
     match (dir.is_dir(), dir.links()) {
         (false, _) => Err(Errno::ENOTDIR.into()),
         (true, 0) => Err(Errno::ENOENT.into()),
@@ -85,12 +85,22 @@ fn load_dir(change: &mut Change<'_>, ino: u32) -> Result<RawInode> {
     }
 }
 
+/// An inode. A directory that is inline moves into a block.
+fn load_out(change: &mut Change<'_>, ino: u32) -> Result<RawInode> {
+    let mut inode = change.load(ino)?;
+    if inode.is_dir() && inode.has(FLAG_INLINE_DATA) {
+        change.leave_inline(&mut inode)?;
+        change.store(&mut inode)?;
+    }
+    Ok(inode)
+}
+
 /// What a directory entry leads to.
 fn load_named(change: &mut Change<'_>, dir: u32, ino: u32) -> Result<RawInode> {
     if !change.volume.sb.is_ordinary(ino) || ino == dir {
         return Err(Error::corrupt(format!("an entry leads to inode {ino}")).in_inode(dir));
     }
-    let inode = change.load(ino)?;
+    let inode = load_out(change, ino)?;
     match inode.links() {
         0 => Err(Error::corrupt("it is not in use, but an entry leads to it").in_inode(ino)),
         _ => Ok(inode),

@@ -224,6 +224,14 @@ impl RawInode {
         }
     }
 
+    /// Puts back the time of the last change, as another state of the record has it.
+    pub(crate) fn keep_ctime(&mut self, before: &[u8]) {
+        self.put32(CTIME.0, le32(before, CTIME.0));
+        if CTIME.1 + 4 <= OLD_SIZE + self.extra() {
+            self.put32(CTIME.1, le32(before, CTIME.1));
+        }
+    }
+
     /// Content and attributes changed now.
     pub(crate) fn touch(&mut self) {
         let now = Timestamp::now();

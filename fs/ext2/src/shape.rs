@@ -88,6 +88,7 @@ pub(crate) fn truncate(volume: &Volume, ino: u32, size: u64) -> Result<()> {
     let bits = volume.sb.block_bits;
     let done = volume.change(|change| {
         let mut inode = change.load(ino)?;
+        change.leave_inline(&mut inode)?;
         let old = inode.size();
         check_size(change, &inode, size)?;
         clear_tail(volume, &inode, old.min(size))?;
@@ -143,6 +144,13 @@ fn clear(volume: &Volume, inode: &RawInode, range: Range<u64>) -> Result<()> {
 /// `fallocate`.
 pub(crate) fn allocate(volume: &Volume, ino: u32, how: Allocate, offset: u64, len: u64) -> Result<()> {
     let end = offset.checked_add(len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;
+    if volume.any_inode(ino)?.has(FLAG_INLINE_DATA) {
+        volume.change(|change| {
+            let mut inode = change.load(ino)?;
+            change.leave_inline(&mut inode)?;
+            change.store(&mut inode)
+        })?;
+    }
     let layout = volume.any_inode(ino)?;
     if !layout.has(FLAG_EXTENTS) && how != Allocate::PunchHole {
         return Err(Errno::EOPNOTSUPP.into());
@@ -270,6 +278,8 @@ fn pieces(extent: Extent) -> impl Iterator<Item = Extent> {
 /// Whole blocks of a range; `EINVAL` if it has others.
 fn whole(volume: &Volume, range: &Range<u64>) -> Result<Range<u64>> {
     let (bits, size) = (volume.sb.block_bits, volume.block_size() as u64);
+    // Clusters move as a whole.
+    let size = size << volume.sb.cluster_bits;
     match range.start % size == 0 && range.end % size == 0 {
         true => Ok(range.start >> bits..range.end >> bits),
         false => Err(Errno::EINVAL.into()),
@@ -284,10 +294,10 @@ fn collapse(volume: &Volume, ino: u32, range: Range<u64>) -> Result<()> {
     volume.change(|change| {
         let mut inode = change.load(ino)?;
         let mut all = extent_tree::all(volume, &inode, MOVED_MAX)?.ok_or(Errno::EFBIG)?;
-        for gone in extent_tree::cut(&mut all, &blocks) {
-            change.release(gone.physical, gone.len)?;
-            inode.add_blocks(-(gone.len as i64))?;
-        }
+        let gone = extent_tree::cut(&mut all, &blocks);
+        let mut rest = inode.clone();
+        change.release_taken(&mut rest, &gone, &|_| Ok(false))?;
+        inode = rest;
         let len = blocks.end - blocks.start;
         let moved = all.into_iter().map(|extent| match extent.start >= blocks.end {
             true => Extent { start: extent.start - len, ..extent },
@@ -388,6 +398,7 @@ fn plan(change: &mut Change<'_>, ino: u32, offset: u64, end: u64) -> Result<Plan
     let volume = change.volume;
     let bits = volume.sb.block_bits;
     let mut inode = change.load(ino)?;
+    change.leave_inline(&mut inode)?;
     let old_size = inode.size();
     check_size(change, &inode, end.max(old_size))?;
     if offset > old_size {

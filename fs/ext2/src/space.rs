@@ -63,6 +63,19 @@ pub(crate) fn find(volume: &Volume, inode: &RawInode, block: u64, end: u64) -> R
     })
 }
 
+/// Something that a file has in a range.
+fn any_in(volume: &Volume, inode: &RawInode, range: &Range<u64>) -> Result<Option<Extent>> {
+    let mut at = range.start;
+    // Each round goes on by at least one block.
+    while at < range.end {
+        match find(volume, inode, at, range.end)? {
+            Stretch::Has(extent) => return Ok(Some(extent)),
+            hole => at = hole.end(),
+        }
+    }
+    Ok(None)
+}
+
 impl Change<'_> {
     /// Puts an extent into a file that has a hole there.
     pub(crate) fn put_extent(&mut self, inode: &mut RawInode, new: Extent) -> Result<()> {
@@ -86,14 +99,47 @@ impl Change<'_> {
         if hole.end > limit(self.volume, inode) {
             return Err(Errno::EFBIG.into());
         }
-        let goal = self.goal_of(inode, hole.start)?;
         let longest = if written { crate::extents::MAX_LEN } else { crate::extents::MAX_LEN - 1 };
-        let (physical, len) = self.allocate(goal, (hole.end - hole.start).min(longest))?;
-        let len = len.min(hole.end - hole.start);
-        let new = Extent { start: hole.start, len, physical, written };
-        inode.add_blocks(len as i64)?;
+        let hole = hole.start..hole.end.min(hole.start + longest);
+        let new = match self.volume.sb.cluster_bits {
+            0 => self.fill_blocks(inode, hole)?,
+            _ => self.fill_clusters(inode, hole)?,
+        };
+        let new = Extent { written, ..new };
         self.put_extent(inode, new)?;
         Ok(new)
+    }
+
+    fn fill_blocks(&mut self, inode: &mut RawInode, hole: Range<u64>) -> Result<Extent> {
+        let goal = self.goal_of(inode, hole.start)?;
+        let (physical, len) = self.allocate(goal, hole.end - hole.start)?;
+        inode.add_blocks(len as i64)?;
+        Ok(Extent { start: hole.start, len, physical, written: true })
+    }
+
+    /// With `bigalloc`, a cluster of a file is a cluster of the volume: what a cluster has of it already says where the
+    /// rest is.
+    fn fill_clusters(&mut self, inode: &mut RawInode, hole: Range<u64>) -> Result<Extent> {
+        let size = 1u64 << self.volume.sb.cluster_bits;
+        let within = hole.start % size;
+        let first = hole.start - within;
+        let whole_end = hole.end - hole.end % size;
+        if within == 0 && whole_end > hole.start {
+            // Clusters that the hole covers.
+            return self.fill_blocks(inode, hole.start..whole_end);
+        }
+        let end = hole.end.min(first + size);
+        let there = any_in(self.volume, inode, &(first..first + size))?;
+        let cluster = match there {
+            Some(extent) => extent.physical - extent.start % size,
+            None => {
+                let goal = self.goal_of(inode, first)?;
+                let cluster = self.allocate_one(goal)?;
+                inode.add_blocks(size as i64)?;
+                cluster
+            }
+        };
+        Ok(Extent { start: hole.start, len: end - hole.start, physical: cluster + within, written: true })
     }
 
     /// Where the block `at` of a file would best lie: behind the one before it, or else in the group of its inode.
@@ -132,6 +178,36 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Gives back what was taken out of a tree of extents. With `bigalloc`, clusters of which the file still has something
+    /// (`has` tells) stay.
+    pub(crate) fn release_taken(
+        &mut self,
+        inode: &mut RawInode,
+        taken: &[Extent],
+        has: &dyn Fn(&Range<u64>) -> Result<bool>,
+    ) -> Result<()> {
+        let size = 1u64 << self.volume.sb.cluster_bits;
+        let mut last = None;
+        for extent in taken {
+            let mut start = extent.start - extent.start % size;
+            let mut end = extent.end().next_multiple_of(size);
+            if last == Some(start) || (size > 1 && has(&(start..start + size))?) {
+                start += size;
+            }
+            if end > start && size > 1 && end > extent.end() && has(&(end - size..end))? {
+                end -= size;
+            }
+            last = Some(extent.end().next_multiple_of(size) - size);
+            if end > start {
+                let physical =
+                    extent.physical - extent.start % size + (start - (extent.start - extent.start % size));
+                self.release_content(inode, physical, end - start)?;
+                inode.add_blocks(-((end - start) as i64))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back blocks that held content. That of directories is in the journal.
     pub(crate) fn release_content(&mut self, inode: &RawInode, start: u64, len: u64) -> Result<()> {
         self.release(start, len)?;
@@ -162,10 +238,9 @@ impl Change<'_> {
                 taken = extent_tree::cut(extents, &part);
                 Ok(())
             })?;
-            for extent in &taken {
-                self.release_content(inode, extent.physical, extent.len)?;
-                inode.add_blocks(-(extent.len as i64))?;
-            }
+            let map = inode.clone();
+            let volume = self.volume;
+            self.release_taken(inode, &taken, &|range| Ok(any_in(volume, &map, range)?.is_some()))?;
             budget -= taken.len().min(budget);
             if budget == 0 {
                 return Ok(false);

@@ -271,7 +271,7 @@ fn all(makes: &[(u64, &'static str)]) {
     let seed = seed();
     for (number, (kib, words)) in (1..).zip(makes) {
         for round in 0..rounds(1) {
-            crashes(&Make { kib: *kib, words }, 200, seed.wrapping_mul(31) + number * 1009 + round * 2);
+            crashes(&Make { kib: *kib, words }, 150, seed.wrapping_mul(31) + number * 1009 + round * 2);
         }
     }
 }
@@ -282,6 +282,7 @@ fn a_crash_of_ext4_loses_nothing_that_was_synced() {
         (6144, "-t ext4 -b 1024 -N 256 -J size=1"),
         (12288, "-t ext4 -b 4096 -N 256 -J size=4"),
         (6144, "-t ext4 -b 1024 -N 256 -J size=1 -O ^metadata_csum,^64bit,uninit_bg"),
+        (8192, "-t ext4 -b 1024 -N 256 -J size=1 -O bigalloc -C 4096"),
     ]);
 }
 

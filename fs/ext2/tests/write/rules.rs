@@ -337,3 +337,48 @@ fn the_parent_of_a_directory_that_moved_is_the_new_one() {
     tree.0.unmount().unwrap();
     assert_clean(&memory, dir.path());
 }
+
+#[test]
+fn inline_content_moves_out_when_it_is_changed() {
+    let dir = folder();
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("small dir/inner")).unwrap();
+    for (name, len) in [("empty", 0), ("a", 10), ("b", 59), ("c", 61), ("d", 100), ("small dir/inner/e", 90)]
+    {
+        std::fs::write(source.join(name), vec![b'x'; len]).unwrap();
+    }
+    let words = format!("-t ext4 -b 1024 -O inline_data -d {}", source.display());
+    let memory = Make { kib: 16384, words: Box::leak(words.into_boxed_str()) }.make(dir.path());
+    let tree = mount(&memory, "");
+    let inline = |path: &str| tree.stat(path).unwrap().blocks <= 1;
+    assert!(inline("a") && inline("d"), "mke2fs made nothing inline");
+    tree.open("a").unwrap().write_at(b"yy", 9).unwrap();
+    tree.open("d").unwrap().write_at(b"yy", 5000).unwrap();
+    tree.truncate("c", 20).unwrap();
+    tree.truncate("c", 70).unwrap();
+    tree.open("b").unwrap().allocate(Allocate::PunchHole, 1, 3).unwrap();
+    tree.on("empty", |ino| tree.0.setxattr(ino, OsStr::new("user.x"), &[1; 30], XattrMode::Set)).unwrap();
+    tree.rename("small dir/inner", "moved", RenameFlags::default()).unwrap();
+    tree.mkdir("small dir/new").unwrap();
+    drop(tree.create("moved/f").unwrap());
+    let look = |tree: &Tree| {
+        assert_eq!(tree.read_file("a").unwrap(), b"xxxxxxxxxyy");
+        let d = tree.read_file("d").unwrap();
+        assert!(d.len() == 5002 && d[..100] == [b'x'; 100] && d[100..5000].iter().all(|byte| *byte == 0));
+        assert_eq!(tree.read_file("c").unwrap(), [&[b'x'; 20][..], &[0; 50]].concat());
+        assert_eq!(tree.read_file("b").unwrap()[..6], [b'x', 0, 0, 0, b'x', b'x']);
+        assert_eq!(tree.read_file("moved/e").unwrap(), [b'x'; 90]);
+        assert_eq!(tree.list("small dir").unwrap().len(), 1);
+    };
+    look(&tree);
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+    let tree = mount(&memory, "");
+    look(&tree);
+    for path in ["a", "b", "c", "d", "empty", "moved/e", "moved/f"] {
+        tree.unlink(path).unwrap();
+    }
+    tree.rmdir("moved").unwrap();
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
