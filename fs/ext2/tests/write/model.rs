@@ -515,8 +515,8 @@ fn clusters_and_inline_content_are_the_model() {
 #[test]
 fn blocks_of_all_sizes_are_the_model() {
     all(&[
-        (131_072, "-t ext4 -b 16384"),
-        (262_144, "-t ext4 -b 65536"),
-        (131_072, "-t ext4 -b 8192 -O ^metadata_csum"),
+        (65536, "-t ext4 -b 16384 -J size=16"),
+        (65536, "-t ext4 -b 65536 -O ^has_journal"),
+        (65536, "-t ext4 -b 8192 -O ^metadata_csum -J size=8"),
     ]);
 }
