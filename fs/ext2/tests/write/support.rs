@@ -62,6 +62,10 @@ impl BlockDevice for Memory {
         }
         Ok(())
     }
+    /// What is discarded is gone, to be seen by those who still need it.
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.write_at(&vec![0xdd; len as usize], offset)
+    }
     fn flush(&self) -> Result<()> {
         if let Some(events) = &mut *self.events.lock() {
             events.push(Event::Flush);
