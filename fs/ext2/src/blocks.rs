@@ -48,8 +48,9 @@ impl Change<'_> {
             }
         }
         let (group, at, len) = best.ok_or(Errno::ENOSPC)?;
-        self.mark(group, at, len, true)?;
         let start = self.volume.sb.group_start(group) + ((at as u64) << bits);
+        self.volume.check_content(start, (len as u64) << bits)?;
+        self.mark(group, at, len, true)?;
         Ok((start, (len as u64) << bits))
     }
 
@@ -67,6 +68,7 @@ impl Change<'_> {
                 "{len} blocks at {start}, outside the volume, are given back"
             )));
         }
+        self.volume.check_content(start, len)?;
         let (mut at, end) = (start, start + len);
         while at < end {
             let group = ((at - u64::from(sb.first_data_block)) / u64::from(sb.blocks_per_group)) as u32;

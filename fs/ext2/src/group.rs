@@ -222,7 +222,7 @@ fn put_halves(bytes: &mut [u8], low: usize, high: usize, value: u32) {
 }
 
 /// Blocks at the start of a group that hold copies of the superblock and of descriptors.
-fn base_blocks(sb: &Superblock, group: u32) -> u64 {
+pub(crate) fn base_blocks(sb: &Superblock, group: u32) -> u64 {
     let per_block = sb.descriptors_per_block();
     let own = u64::from(sb.has_super(group));
     let meta = sb.features.has_incompat(INCOMPAT_META_BG);

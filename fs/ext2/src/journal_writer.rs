@@ -110,6 +110,11 @@ impl Ring {
         })
     }
 
+    /// Where the journal lies.
+    pub(crate) fn places(&self) -> Vec<std::ops::Range<u64>> {
+        self.runs.iter().filter_map(|run| run.physical.map(|first| first..first + run.len)).collect()
+    }
+
     /// Blocks of the ring.
     pub(crate) fn len(&self) -> u32 {
         self.end - self.first

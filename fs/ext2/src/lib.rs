@@ -68,5 +68,6 @@ mod transactions;
 mod tree;
 mod volume;
 mod xattr;
+mod zones;
 
 pub use module::Ext2;

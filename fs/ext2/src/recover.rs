@@ -15,6 +15,7 @@ use crate::orphans;
 use crate::superblock::{PRIMARY_OFFSET, STATE_ERROR, STATE_VALID, Superblock};
 use crate::transactions::{Policy, Transactions, say_not_in_use};
 use crate::volume::Volume;
+use crate::zones::Zones;
 
 /// A volume that was asked for to be changed.
 pub(crate) enum Opened {
@@ -112,13 +113,17 @@ fn fresh(disk: &Disk) -> Result<Volume> {
 
 fn prepared(mut volume: Volume, journalled: bool, policy: Policy) -> Result<Volume> {
     let (mut clusters, mut inodes) = (0, 0);
+    let mut own = Vec::new();
     for group in 0..volume.sb.group_count {
         let about = volume.group(group)?;
         clusters += u64::from(about.free_clusters);
         inodes += u64::from(about.free_inodes);
+        own.extend(Zones::of_group(&volume, group, &about));
     }
     let ring = if journalled { Some(Ring::open(&volume)?) } else { None };
-    volume.transactions = Some(Transactions::new(&volume, ring, policy, (clusters, inodes)));
+    own.extend(ring.iter().flat_map(Ring::places));
+    let zones = Zones::new(own);
+    volume.transactions = Some(Transactions::new(&volume, ring, policy, (clusters, inodes), zones));
     orphans::recover(&volume)?;
     Ok(volume)
 }

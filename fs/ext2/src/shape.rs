@@ -5,6 +5,9 @@
 //!
 //! # Limits
 //!
+//! Blocks are allocated when content is written, and not later: what keeps files together is that hosts hold writes back and send them in
+//! large pieces (FUSE: 1 MiB). Nothing is allocated ahead for files that grow.
+//!
 //! `FALLOC_FL_COLLAPSE_RANGE` and `FALLOC_FL_INSERT_RANGE` are one change, and refused (`EFBIG`) for files of more than 4096 extents. As
 //! with the kernel, files with block lists can be punched, and know no other kind of `fallocate`.
 
@@ -135,6 +138,7 @@ fn clear(volume: &Volume, inode: &RawInode, range: Range<u64>) -> Result<()> {
     if let Stretch::Has(Extent { physical, written: true, .. }) =
         space::find(volume, inode, block, block + 1)?
     {
+        volume.check_content(physical, 1)?;
         let zeros = vec![0; (range.end - range.start) as usize];
         volume.disk.write_at(&zeros, (physical << bits) + range.start - (block << bits))?;
     }
@@ -410,8 +414,12 @@ fn plan(change: &mut Change<'_>, ino: u32, offset: u64, end: u64) -> Result<Plan
     // Each round goes on by at least one block.
     while at < last {
         let part = match space::find(volume, &inode, at, last)? {
-            Stretch::Has(extent) if extent.written => (extent, false),
+            Stretch::Has(extent) if extent.written => {
+                volume.check_content(extent.physical, extent.len)?;
+                (extent, false)
+            }
             Stretch::Has(extent) => {
+                volume.check_content(extent.physical, extent.len)?;
                 change.mark_written(&mut inode, &(extent.start..extent.end()))?;
                 (extent, true)
             }

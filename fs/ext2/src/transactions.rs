@@ -30,6 +30,7 @@ use crate::features::{INCOMPAT_RECOVER, RO_COMPAT_ORPHAN_PRESENT};
 use crate::journal_writer::Ring;
 use crate::superblock::{STATE_ERROR, STATE_VALID, SUPERBLOCK_SIZE};
 use crate::volume::Volume;
+use crate::zones::Zones;
 
 /// Blocks that one change may need, as a rule.
 const RESERVE: usize = 48;
@@ -112,6 +113,8 @@ pub(crate) struct Transactions {
     policy: Policy,
     /// Whether there is a journal.
     pub(crate) journalled: bool,
+    /// Where no content may be.
+    pub(crate) zones: Zones,
     /// Blocks of a transaction.
     limit: usize,
     handles: AtomicUsize,
@@ -156,7 +159,13 @@ impl Handle<'_> {
 }
 
 impl Transactions {
-    pub(crate) fn new(volume: &Volume, ring: Option<Ring>, policy: Policy, counts: (u64, u64)) -> Self {
+    pub(crate) fn new(
+        volume: &Volume,
+        ring: Option<Ring>,
+        policy: Policy,
+        counts: (u64, u64),
+        zones: Zones,
+    ) -> Self {
         let most = TRANSACTION_MAX / volume.block_size();
         let limit = ring.as_ref().map_or(most, |ring| most.min(ring.len() as usize / 4));
         Self {
@@ -171,6 +180,7 @@ impl Transactions {
             }),
             dirty: RwLock::new(HashMap::new()),
             journalled: ring.is_some(),
+            zones,
             log: Mutex::new(Log { ring, committed: HashMap::new(), active: false }),
             policy,
             limit,
