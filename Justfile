@@ -15,7 +15,7 @@ test *PARTS:
 # Fuzz a target, led by coverage, for some minutes (wants nightly and cargo-fuzz)
 fuzz TARGET MINUTES="30":
     mkdir -p tests/fuzz/corpus/{{TARGET}}
-    for seed in tests/fuzz/seeds/{{TARGET}}/*.zst; do zstd -qdf "$seed" -o "tests/fuzz/corpus/{{TARGET}}/$(basename "$seed" .zst)"; done
+    for seed in tests/fuzz/seeds/{{trim_end_match(TARGET, "-write")}}/*.zst; do zstd -qdf "$seed" -o "tests/fuzz/corpus/{{TARGET}}/$(basename "$seed" .zst)"; done
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time=$(({{MINUTES}} * 60)) -max_len=4194304
 
 # Fuzz a target by mutation, on the stable compiler

@@ -23,7 +23,7 @@ server() { # the process that serves the mount at $m
 }
 
 # --- once through everything ---
-check "an ext4 image is mounted, its type found by looking" "$VEDUTA" mount "$img" "$m"
+check "an ext4 image is mounted, its type found by looking" "$VEDUTA" mount -o ro "$img" "$m"
 check "the mount answers when the command returns" mounted "$m"
 check "/proc/mounts shows type and source" grep -q "^$img $m fuse.umfuseext2 ro" /proc/self/mounts
 refuse 1 'Read-only' "nothing can be written" touch "$m/new"
@@ -35,7 +35,7 @@ if [ "$HOW" = root ]; then
 fi
 # fusermount3 wants the mount point to be writable by the user, and the root of the first mount is not.
 if [ "$HOW" != user ]; then
-    check "a second mount on the same directory stacks" "$VEDUTA" mount "$IMAGES/ext2-empty.img" "$m"
+    check "a second mount on the same directory stacks" "$VEDUTA" mount -o ro "$IMAGES/ext2-empty.img" "$m"
     same "it hides the first" lost+found "$(ls "$m")"
     check "it is ended first" "$VEDUTA" umount "$m"
     check "the first is there again" test -e "$m/hello.txt"
@@ -51,7 +51,7 @@ check "fusermount3 or umount ends it" bash -c 'umount "$1" 2>/dev/null || fuserm
 check "unmounted from outside, the server ends" until_true 5 bash -c "! pgrep -f ' $m( |\$)'"
 
 for signal in TERM INT; do
-    "$BIN/umfuseext2" "$img" "$m" -f &
+    "$BIN/umfuseext2" "$img" "$m" -o ro -f &
     pid=$!
     until_true 10 mounted "$m"
     kill -$signal $pid
@@ -60,7 +60,7 @@ for signal in TERM INT; do
     check "SIG$signal leaves no mount" not_mounted "$m"
 done
 
-"$BIN/umfuseext2" "$img" "$m" -f 2>/dev/null &
+"$BIN/umfuseext2" "$img" "$m" -o ro -f 2>/dev/null &
 pid=$!
 until_true 10 mounted "$m"
 kill -KILL $pid
@@ -68,7 +68,7 @@ wait $pid 2>/dev/null
 check "a server that is killed leaves no stale mount" until_true 10 not_mounted "$m"
 
 # --- busy ---
-"$VEDUTA" mount "$img" "$m"
+"$VEDUTA" mount -o ro "$img" "$m"
 (cd "$m" && sleep 60) &
 holder=$!
 sleep 0.2

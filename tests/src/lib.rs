@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod change;
 mod encrypted;
 mod images;
 mod layers;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 
 use veduta_api::{
     BlockDevice, Device, Disk, Drive, Errno, Filesystem, Geometry, Ino, Kind, Link, Module, MountError,
-    NewNode, Object, OpenFlags, Options, Perm, RenameFlags, Request, Result, Seek, SetAttr, World,
+    MountErrorKind, NewNode, Object, OpenFlags, Options, Perm, RenameFlags, Request, Result, Seek, SetAttr,
+    World,
 };
 
 /// A disk whose bytes are in memory, not to be written.
@@ -49,7 +51,10 @@ impl OneDisk {
 
 impl World for OneDisk {
     fn disk(&self, _source: &OsStr, writable: bool) -> Result<Disk, MountError> {
-        if writable { Err(MountError::system(Errno::EROFS, "read-only")) } else { Ok(self.0.clone()) }
+        if writable && self.0.is_read_only() {
+            return Err(MountError::system(Errno::EROFS, "read-only"));
+        }
+        Ok(self.0.clone())
     }
     fn tree(&self, _source: &OsStr) -> Result<(Arc<dyn Filesystem>, Ino), MountError> {
         Err(MountError::usage("there is no tree"))
@@ -242,9 +247,25 @@ fn file(tree: &dyn Filesystem, ino: Ino, size: u64, limits: Limits, note: &mut i
 }
 
 /// The targets of the fuzzers, by name.
+///
+/// One that ends in `-write` changes what it finds; its seeds are those of the target without that.
 pub const TARGETS: &[&str] = &[
-    "encfs", "ext2", "fat", "iso9660", "layer", "mbr", "nbd", "packed", "qcow2", "sftp", "vdi", "vhd",
-    "vhdx", "viewfs", "vmdk",
+    "encfs",
+    "ext2",
+    "ext2-write",
+    "fat",
+    "iso9660",
+    "layer",
+    "mbr",
+    "nbd",
+    "packed",
+    "qcow2",
+    "sftp",
+    "vdi",
+    "vhd",
+    "vhdx",
+    "viewfs",
+    "vmdk",
 ];
 
 /// One run of a target: probe, describe, mount and exercise whatever the bytes make of it. Says what was seen; `None` if
@@ -258,6 +279,7 @@ pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
     match name {
         "encfs" => encrypted::target(bytes),
         "ext2" => module(&veduta_ext2::Ext2, bytes, &["ro", "ro,noload"]),
+        "ext2-write" => writer(&veduta_ext2::Ext2, bytes),
         "fat" => module(&veduta_fat::Fat, bytes, &["", "codepage=850,shortname=lower,iocharset=iso8859-1"]),
         "iso9660" => module(&veduta_iso9660::Iso9660, bytes, &["", "norock", "norock,nojoliet", "eltorito"]),
         "mbr" => module(&veduta_mbr::Mbr, bytes, &[""]),
@@ -314,6 +336,24 @@ fn liar(bytes: &[u8]) -> Option<Seen> {
     let _ = tree.unlink(Ino::ROOT, OsStr::new("a"));
     let _ = tree.unmount();
     Some(seen)
+}
+
+/// Mounts a copy of the bytes to write, and changes it. The bytes decide what is done.
+fn writer(module: &dyn Module, bytes: &[u8]) -> Option<Seen> {
+    let disk = Disk::new(Arc::new(change::WritableDisk::new(bytes)), "memory");
+    let world = OneDisk(disk);
+    let options = Options::default();
+    let mut request = Request { source: OsStr::new("memory"), options, read_only: false, world: &world };
+    let tree = match module.mount(&mut request) {
+        Ok(Object::Tree(tree)) => tree,
+        // It can be read, and not written.
+        Err(error) if error.kind == MountErrorKind::Unsupported => return Some(Seen { nodes: 1, errors: 0 }),
+        _ => return None,
+    };
+    let seed = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    Some(change::change(&tree, seed))
 }
 
 fn partitions(drive: &dyn Drive) -> Seen {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -21,6 +22,8 @@ const CAPACITY: usize = 8 << 20;
 pub(crate) struct Cache {
     shards: [Mutex<Shard>; SHARDS],
     slots_per_shard: usize,
+    /// Counts up whenever blocks were written: what was read before that may be old, and is not taken any more.
+    generation: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +46,7 @@ impl Cache {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             slots_per_shard: (CAPACITY / SHARDS / block_size).max(4),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -55,9 +59,31 @@ impl Cache {
         Some(Arc::clone(&slot.block))
     }
 
-    /// Puts a block in; if somebody else did meanwhile, theirs stays.
-    pub(crate) fn put(&self, number: u64, block: Block) {
-        self.shard(number).lock().put(number, block, self.slots_per_shard);
+    /// Taken before a block is read that is to be put in.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Called when blocks were written, before they are [replaced](Self::replace).
+    pub(crate) fn advance(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Puts in a block that was read since `generation`; if somebody else did meanwhile, theirs stays.
+    pub(crate) fn put(&self, number: u64, block: Block, generation: u64) {
+        let mut shard = self.shard(number).lock();
+        if self.generation() == generation {
+            shard.put(number, block, self.slots_per_shard);
+        }
+    }
+
+    /// Puts in a block that was written, in place of what is there.
+    pub(crate) fn replace(&self, number: u64, block: Block) {
+        let mut shard = self.shard(number).lock();
+        match shard.index.get(&number).copied() {
+            Some(slot) => shard.slots[slot].block = block,
+            None => shard.put(number, block, self.slots_per_shard),
+        }
     }
 
     fn shard(&self, number: u64) -> &Mutex<Shard> {
@@ -96,12 +122,25 @@ mod tests {
         let cache = Cache::new(CAPACITY / SHARDS / 4);
         let block: Block = Arc::from([0].as_slice());
         for round in 0..100u64 {
-            cache.put(round * SHARDS as u64, Arc::clone(&block));
+            cache.put(round * SHARDS as u64, Arc::clone(&block), 0);
             assert!(cache.find(0).is_some(), "round {round}");
         }
         assert_eq!(cache.shards[0].lock().slots.len(), 4);
         assert_eq!(cache.shards[0].lock().index.len(), 4);
         assert!(cache.find(99 * SHARDS as u64).is_some());
         assert!(cache.find(50 * SHARDS as u64).is_none());
+    }
+
+    #[test]
+    fn what_was_read_before_a_write_is_not_taken() {
+        let cache = Cache::new(1024);
+        let (old, new): (Block, Block) = (Arc::from([0].as_slice()), Arc::from([1].as_slice()));
+        let before = cache.generation();
+        cache.advance();
+        cache.put(7, Arc::clone(&old), before);
+        assert!(cache.find(7).is_none());
+        cache.put(7, old, cache.generation());
+        cache.replace(7, new);
+        assert_eq!(cache.find(7).unwrap()[0], 1);
     }
 }

@@ -33,12 +33,12 @@ use crate::superblock::ROOT_INO;
 use crate::volume::Volume;
 
 /// Bytes of an entry before its name.
-const HEADER: usize = 8;
+pub(crate) const HEADER: usize = 8;
 /// The false entry that ends a block and holds its checksum.
-const TAIL: usize = 12;
-const TAIL_TYPE: u8 = 0xde;
+pub(crate) const TAIL: usize = 12;
+pub(crate) const TAIL_TYPE: u8 = 0xde;
 /// Feature dir_index.
-const COMPAT_DIR_INDEX: u32 = 0x20;
+pub(crate) const COMPAT_DIR_INDEX: u32 = 0x20;
 /// The position of the first name that a fast commit added. No directory is so large.
 const ADDED: u64 = 1 << 60;
 /// Bytes of a directory that a listing reads at once.
@@ -85,6 +85,11 @@ impl Dir {
     /// The inode.
     pub(crate) fn inode(&self) -> &Inode {
         self.map.inode()
+    }
+
+    /// Whether its entries are in the inode.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.inline.is_some()
     }
 
     /// Blocks.
@@ -293,7 +298,7 @@ fn entries(
 
 /// The length of an entry. In blocks of 64 KiB, lengths that do not fit have their two highest bits in the
 /// two lowest.
-fn entry_len(stored: u16, block_size: usize) -> usize {
+pub(crate) fn entry_len(stored: u16, block_size: usize) -> usize {
     let stored = usize::from(stored);
     match stored {
         _ if block_size < 1 << 16 => stored,
@@ -302,7 +307,7 @@ fn entry_len(stored: u16, block_size: usize) -> usize {
     }
 }
 
-fn kind_of(code: u8) -> Option<Kind> {
+pub(crate) fn kind_of(code: u8) -> Option<Kind> {
     Some(match code & 0xf {
         1 => Kind::File,
         2 => Kind::Directory,
@@ -317,7 +322,7 @@ fn kind_of(code: u8) -> Option<Kind> {
 
 /// A block of entries ends in the false entry; a block of an index keeps its sum behind the room for its own
 /// entries. The kernel leaves the false entry in a block that becomes the root of an index, so it decides nothing.
-fn sum_is_right(block: &[u8], seed: u32) -> bool {
+pub(crate) fn sum_is_right(block: &[u8], seed: u32) -> bool {
     let at = block.len() - TAIL;
     let tail = slice(block, at, TAIL);
     let has_tail = le32(tail, 0) == 0 && le16(tail, 4) == 12 && le16(tail, 6) == u16::from(TAIL_TYPE) << 8;

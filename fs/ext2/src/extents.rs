@@ -15,13 +15,13 @@ use crate::volume::Volume;
 /// eh_magic
 pub(crate) const MAGIC: u16 = 0xf30a;
 /// Bytes of a header, and of an entry.
-const ENTRY: usize = 12;
+pub(crate) const ENTRY: usize = 12;
 /// The deepest tree that a file of 2^32 blocks can need.
-const MAX_DEPTH: u16 = 5;
+pub(crate) const MAX_DEPTH: u16 = 5;
 /// Blocks of a file are counted in 32 bits.
-const FILE_BLOCKS: u64 = 1 << 32;
+pub(crate) const FILE_BLOCKS: u64 = 1 << 32;
 /// The longest run; in a longer one the rest counts, and its blocks were never written.
-const MAX_LEN: u64 = 32768;
+pub(crate) const MAX_LEN: u64 = 32768;
 
 /// The leaf that covers `block`.
 pub(crate) fn leaf(volume: &Volume, inode: &Inode, block: u64) -> Result<Leaf> {

@@ -35,10 +35,14 @@ const INCOMPAT_ENCRYPT: u32 = 0x10000;
 pub(crate) const INCOMPAT_CASEFOLD: u32 = 0x20000;
 
 pub(crate) const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+pub(crate) const RO_COMPAT_LARGE_FILE: u32 = 0x2;
 pub(crate) const RO_COMPAT_HUGE_FILE: u32 = 0x8;
 pub(crate) const RO_COMPAT_GDT_CSUM: u32 = 0x10;
+pub(crate) const RO_COMPAT_DIR_NLINK: u32 = 0x20;
+const RO_COMPAT_EXTRA_ISIZE: u32 = 0x40;
 pub(crate) const RO_COMPAT_BIGALLOC: u32 = 0x200;
 pub(crate) const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
+pub(crate) const RO_COMPAT_ORPHAN_PRESENT: u32 = 0x1_0000;
 
 /// Every incompat feature that the driver reads.
 const INCOMPAT_KNOWN: u32 = INCOMPAT_FILETYPE
@@ -54,6 +58,27 @@ const INCOMPAT_KNOWN: u32 = INCOMPAT_FILETYPE
     | INCOMPAT_INLINE_DATA
     | INCOMPAT_ENCRYPT
     | INCOMPAT_CASEFOLD;
+
+/// What of incompat can be written too.
+const INCOMPAT_WRITTEN: u32 = INCOMPAT_FILETYPE
+    | INCOMPAT_RECOVER
+    | INCOMPAT_META_BG
+    | INCOMPAT_EXTENTS
+    | INCOMPAT_64BIT
+    | INCOMPAT_FLEX_BG
+    | INCOMPAT_CSUM_SEED
+    | INCOMPAT_LARGEDIR
+    | INCOMPAT_INLINE_DATA;
+/// What of ro_compat can be written.
+const RO_COMPAT_WRITTEN: u32 = RO_COMPAT_SPARSE_SUPER
+    | RO_COMPAT_LARGE_FILE
+    | RO_COMPAT_HUGE_FILE
+    | RO_COMPAT_GDT_CSUM
+    | RO_COMPAT_DIR_NLINK
+    | RO_COMPAT_EXTRA_ISIZE
+    | RO_COMPAT_BIGALLOC
+    | RO_COMPAT_METADATA_CSUM
+    | RO_COMPAT_ORPHAN_PRESENT;
 
 const COMPAT_NAMES: &[(u32, &str)] = &[
     (0x1, "dir_prealloc"),
@@ -139,6 +164,19 @@ impl Features {
         }
         let list = names_of(unknown, INCOMPAT_NAMES, "incompat").join(", ");
         Err(Error::Unsupported(format!("the volume uses features that cannot be read: {list}")))
+    }
+
+    /// Refuses, by name, what can be read but not written.
+    pub(crate) fn check_writable(self) -> Result<()> {
+        let mut names = names_of(self.incompat & !INCOMPAT_WRITTEN, INCOMPAT_NAMES, "incompat");
+        names.extend(names_of(self.ro_compat & !RO_COMPAT_WRITTEN, RO_COMPAT_NAMES, "ro_compat"));
+        if names.is_empty() {
+            return Ok(());
+        }
+        let list = names.join(", ");
+        Err(Error::Unsupported(format!(
+            "the volume uses features that cannot be written: {list}; mount with -o ro"
+        )))
     }
 
     /// All names, in the order of `dumpe2fs`; a flag without a name as `incompat bit 0x...`.

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use veduta_api::{Errno, File, Ioctl, Seek};
+use parking_lot::Mutex;
+use veduta_api::{Allocate, Errno, File, Ioctl, Seek};
 
-use crate::error::Result;
+use crate::controls;
+use crate::error::{Error, Result};
 use crate::inline;
 use crate::inode::{FLAG_INLINE_DATA, Inode};
 use crate::map::Map;
+use crate::nodes::Node;
+use crate::shape;
 use crate::volume::Volume;
-
-/// `FS_IOC_GETFLAGS`, `FS_IOC_GETVERSION` (linux/fs.h)
-const GET_FLAGS: u32 = 0x8008_6601;
-const GET_VERSION: u32 = 0x8008_7601;
 
 /// Where the bytes are.
 #[derive(Debug)]
@@ -47,73 +47,119 @@ impl Content {
     }
 }
 
-/// A regular file that is open for reading.
+/// A file as it is now.
 #[derive(Debug)]
-pub(crate) struct OpenFile {
-    volume: Arc<Volume>,
+struct State {
+    version: u64,
     inode: Inode,
     content: Content,
 }
 
+/// A regular file that is open. Counted at its node as long as it lives.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    volume: Arc<Volume>,
+    node: Arc<Node>,
+    /// Held only to take or replace the pointer.
+    state: Mutex<Option<Arc<State>>>,
+}
+
 impl OpenFile {
-    pub(crate) fn new(volume: Arc<Volume>, inode: Inode) -> Result<Self> {
-        let content = Content::new(&volume, &inode)?;
-        Ok(Self { volume, inode, content })
+    pub(crate) fn new(volume: Arc<Volume>, ino: u32) -> Result<Self> {
+        let node = volume.nodes.open(ino);
+        let file = Self { volume, node, state: Mutex::new(None) };
+        {
+            let _content = file.node.lock.read();
+            file.state()?;
+        }
+        Ok(file)
     }
 
-    fn seek_blocks(&self, map: &Map, hole: bool, offset: u64) -> Result<Option<u64>> {
-        let bits = self.volume.sb.block_bits;
-        let end = self.inode.size.div_ceil(1 << bits);
-        let found = map.seek(&self.volume, hole, offset >> bits, end)?;
-        Ok(found.map(|block| (block << bits).max(offset)))
+    /// The file as it is now. The node's lock is held.
+    fn state(&self) -> Result<Arc<State>> {
+        let version = self.node.version();
+        let last = self.state.lock().clone().filter(|state| state.version == version);
+        if let Some(state) = last {
+            return Ok(state);
+        }
+        let inode = self.volume.any_inode(self.node.ino)?;
+        let content = Content::new(&self.volume, &inode)?;
+        let state = Arc::new(State { version, inode, content });
+        *self.state.lock() = Some(Arc::clone(&state));
+        Ok(state)
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let _content = self.node.lock.read();
+        let state = self.state()?;
+        let left = state.inode.size.saturating_sub(offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        state.content.read(&self.volume, &mut buf[..len], offset)?;
+        Ok(len)
+    }
+
+    /// Changes the content, while nobody else reads or changes it.
+    fn change<T>(&self, call: impl FnOnce() -> Result<T>) -> veduta_api::Result<T> {
+        let _content = self.node.lock.write();
+        let done = call();
+        self.node.changed();
+        done.map_err(Error::into_errno)
+    }
+
+    fn find(&self, what: Seek, offset: u64) -> Result<Option<u64>> {
+        let _content = self.node.lock.read();
+        let state = self.state()?;
+        let size = state.inode.size;
+        if offset >= size {
+            return Ok(None);
+        }
+        let found = match (&state.content, what) {
+            (Content::Inline(_), Seek::Data) => Some(offset),
+            (Content::Inline(_), Seek::Hole) => None,
+            (Content::Blocks(map), _) => {
+                let bits = self.volume.sb.block_bits;
+                let end = size.div_ceil(1 << bits);
+                let found = map.seek(&self.volume, what == Seek::Hole, offset >> bits, end)?;
+                found.map(|block| (block << bits).max(offset))
+            }
+        };
+        let end = if what == Seek::Hole { Some(size) } else { None };
+        Ok(found.filter(|place| *place < size).or(end))
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.volume.nodes.close(self.node.ino) {
+            if let Err(error) = shape::delete(&self.volume, self.node.ino) {
+                let _ = error.in_inode(self.node.ino).into_errno();
+            }
+        }
     }
 }
 
 impl File for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> veduta_api::Result<usize> {
-        let left = self.inode.size.saturating_sub(offset);
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        match self.content.read(&self.volume, &mut buf[..len], offset) {
-            Ok(()) => Ok(len),
-            Err(error) => Err(error.into_errno()),
-        }
+        self.read(buf, offset).map_err(Error::into_errno)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> veduta_api::Result<usize> {
+        self.change(|| shape::write(&self.volume, self.node.ino, buf, offset))
     }
 
     fn sync(&self, _data_only: bool) -> veduta_api::Result<()> {
-        Ok(())
+        self.volume.commit().map_err(Error::into_errno)
+    }
+
+    fn allocate(&self, how: Allocate, offset: u64, len: u64) -> veduta_api::Result<()> {
+        self.change(|| shape::allocate(&self.volume, self.node.ino, how, offset, len))
     }
 
     fn seek(&self, what: Seek, offset: u64) -> veduta_api::Result<u64> {
-        if offset >= self.inode.size {
-            return Err(Errno::ENXIO);
-        }
-        let found = match (&self.content, what) {
-            (Content::Inline(_), Seek::Data) => Ok(Some(offset)),
-            (Content::Inline(_), Seek::Hole) => Ok(None),
-            (Content::Blocks(map), _) => self.seek_blocks(map, what == Seek::Hole, offset),
-        };
-        match (found, what) {
-            (Err(error), _) => Err(error.into_errno()),
-            (Ok(Some(place)), _) if place < self.inode.size => Ok(place),
-            (Ok(_), Seek::Hole) => Ok(self.inode.size),
-            (Ok(_), Seek::Data) => Err(Errno::ENXIO),
-        }
+        self.find(what, offset).map_err(Error::into_errno)?.ok_or(Errno::ENXIO)
     }
 
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> veduta_api::Result<i32> {
-        answer(&self.inode, ioctl)
+        controls::answer(&self.volume, self.node.ino, ioctl)
     }
-}
-
-/// The requests that files and directories share: `lsattr` and `lsattr -v`.
-pub(crate) fn answer(inode: &Inode, ioctl: &mut Ioctl<'_>) -> veduta_api::Result<i32> {
-    let number = match ioctl.command {
-        GET_FLAGS => inode.shown_flags(),
-        GET_VERSION => inode.generation,
-        _ => return Err(Errno::ENOTTY),
-    };
-    // The requests are numbered as if they gave a long; what they give is an int.
-    let output = ioctl.output.get_mut(..4).ok_or(Errno::EINVAL)?;
-    output.copy_from_slice(&number.to_le_bytes());
-    Ok(0)
 }

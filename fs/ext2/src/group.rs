@@ -5,6 +5,7 @@
 //! are needed, so a mount costs the same for any size of volume.
 
 use crate::bytes::{join, le16, le32, slice};
+use crate::change::{Change, Kind};
 use crate::checksum::{crc16, crc32c_without};
 use crate::error::{Error, Result};
 use crate::features::{
@@ -19,15 +20,34 @@ const CHECKSUM_AT: usize = 0x1e;
 /// A volume with more groups than this is not summed up for `statfs`: the superblock's counts serve.
 const SUMMED_GROUPS: u32 = 1 << 14;
 
+/// `bg_flags`: the inode bitmap is not on the disk, and would be empty.
+pub(crate) const INODE_UNINIT: u16 = 1;
+/// `bg_flags`: the block bitmap is not on the disk, and would show the group's own structures only.
+pub(crate) const BLOCK_UNINIT: u16 = 2;
+
 /// One descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Group {
+    /// bg_block_bitmap
+    pub(crate) block_bitmap: u64,
+    /// bg_inode_bitmap
+    pub(crate) inode_bitmap: u64,
     /// bg_inode_table; the whole table lies within the volume.
     pub(crate) inode_table: u64,
     /// bg_free_blocks_count, which counts clusters
     pub(crate) free_clusters: u32,
     /// bg_free_inodes_count
     pub(crate) free_inodes: u32,
+    /// bg_used_dirs_count
+    pub(crate) used_dirs: u32,
+    /// bg_flags, if the volume has descriptors with checksums; else 0
+    pub(crate) flags: u16,
+    /// bg_itable_unused: inodes at the end of the table that were never used
+    pub(crate) unused_inodes: u32,
+    /// bg_block_bitmap_csum
+    pub(crate) block_bitmap_sum: u32,
+    /// bg_inode_bitmap_csum
+    pub(crate) inode_bitmap_sum: u32,
 }
 
 impl Volume {
@@ -67,21 +87,74 @@ impl Volume {
     }
 
     fn check_descriptor(&self, group: u32, bytes: &[u8]) -> Result<()> {
-        let wrong = || Error::corrupt(format!("the checksum of the descriptor of group {group} is wrong"));
-        let stored = le16(bytes, CHECKSUM_AT);
+        match self.descriptor_sum(group, bytes) {
+            Some(sum) if sum != le16(bytes, CHECKSUM_AT) => {
+                Err(Error::corrupt(format!("the checksum of the descriptor of group {group} is wrong")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What bg_checksum should be; `None` if the volume has none.
+    fn descriptor_sum(&self, group: u32, bytes: &[u8]) -> Option<u16> {
         let number = group.to_le_bytes();
         if self.sb.features.has_ro_compat(RO_COMPAT_METADATA_CSUM) {
             let seed = crate::checksum::crc32c(self.sb.checksum_seed, &number);
-            let sum = crc32c_without(seed, bytes, CHECKSUM_AT, 2) as u16;
-            return if sum == stored { Ok(()) } else { Err(wrong()) };
+            return Some(crc32c_without(seed, bytes, CHECKSUM_AT, 2) as u16);
         }
         if self.sb.features.has_ro_compat(RO_COMPAT_GDT_CSUM) {
             let sum = crc16(crc16(!0, &self.sb.uuid), &number);
             let sum = crc16(sum, slice(bytes, 0, CHECKSUM_AT));
-            let sum = crc16(sum, bytes.get(CHECKSUM_AT + 2..).unwrap_or_default());
-            return if sum == stored { Ok(()) } else { Err(wrong()) };
+            return Some(crc16(sum, bytes.get(CHECKSUM_AT + 2..).unwrap_or_default()));
         }
-        Ok(())
+        None
+    }
+
+    /// Whether descriptors have checksums, and so flags and a count of unused inodes.
+    pub(crate) fn has_group_flags(&self) -> bool {
+        self.sb.features.has_ro_compat(RO_COMPAT_METADATA_CSUM | RO_COMPAT_GDT_CSUM)
+    }
+
+    /// Clusters of a group; the last may have fewer.
+    pub(crate) fn group_clusters(&self, group: u32) -> u32 {
+        let left = self.sb.blocks_count - self.sb.group_start(group);
+        let blocks = left.min(self.sb.blocks_per_group.into());
+        blocks.div_ceil(1 << self.sb.cluster_bits) as u32
+    }
+
+    /// The block bitmap of a group whose bitmap is not on the disk: only what the group itself needs is in use. Bits
+    /// behind the last cluster count as used.
+    pub(crate) fn initial_block_bitmap(&self, group: u32, about: &Group) -> Vec<u8> {
+        let sb = &self.sb;
+        let mut bitmap = vec![0; sb.block_size()];
+        let (start, clusters) = (sb.group_start(group), self.group_clusters(group));
+        let mut used = |first: u64, count: u64| {
+            for block in first..first + count {
+                if let Some(cluster) = block.checked_sub(start).map(|blocks| blocks >> sb.cluster_bits) {
+                    if cluster < clusters.into() {
+                        bitmap[cluster as usize / 8] |= 1 << (cluster % 8);
+                    }
+                }
+            }
+        };
+        used(start, base_blocks(sb, group));
+        used(about.block_bitmap, 1);
+        used(about.inode_bitmap, 1);
+        used(about.inode_table, sb.inode_table_blocks());
+        for bit in clusters as usize..bitmap.len() * 8 {
+            bitmap[bit / 8] |= 1 << (bit % 8);
+        }
+        bitmap
+    }
+
+    /// The sum of a bitmap, of which `bits` count.
+    pub(crate) fn bitmap_sum(&self, bitmap: &[u8], bits: u32) -> u32 {
+        crate::checksum::crc32c(self.sb.checksum_seed, slice(bitmap, 0, bits as usize / 8))
+    }
+
+    /// As much of a bitmap's sum as a descriptor of this volume keeps.
+    pub(crate) fn kept_sum(&self, sum: u32) -> u32 {
+        if self.sb.desc_size >= 64 { sum } else { sum & 0xffff }
     }
 
     fn parse_descriptor(&self, group: u32, bytes: &[u8]) -> Result<Group> {
@@ -92,8 +165,73 @@ impl Volume {
         }
         let count =
             |low: usize, high: usize| u32::from(le16(bytes, high)) << 16 | u32::from(le16(bytes, low));
-        Ok(Group { inode_table, free_clusters: count(0xc, 0x2c), free_inodes: count(0xe, 0x2e) })
+        let flagged = self.has_group_flags();
+        Ok(Group {
+            block_bitmap: join(le32(bytes, 0x0), le32(bytes, 0x20)),
+            inode_bitmap: join(le32(bytes, 0x4), le32(bytes, 0x24)),
+            inode_table,
+            free_clusters: count(0xc, 0x2c),
+            free_inodes: count(0xe, 0x2e),
+            used_dirs: count(0x10, 0x30),
+            flags: if flagged { le16(bytes, 0x12) } else { 0 },
+            unused_inodes: if flagged { count(0x1c, 0x32) } else { 0 },
+            block_bitmap_sum: count(0x18, 0x38),
+            inode_bitmap_sum: count(0x1a, 0x3a),
+        })
     }
+}
+
+impl Change<'_> {
+    /// Stores what of a descriptor changes: counts, flags and sums.
+    pub(crate) fn store_group(&mut self, group: u32, about: &Group) -> Result<()> {
+        let volume = self.volume;
+        let per_block = volume.sb.descriptors_per_block();
+        let number = descriptor_block(&volume.sb, group / per_block);
+        let size = volume.sb.desc_size as usize;
+        let at = (group % per_block) as usize * size;
+        self.edit(number, Kind::Other, |block| {
+            let bytes = &mut block[at..at + size];
+            for (low, high, value) in [
+                (0xc, 0x2c, about.free_clusters),
+                (0xe, 0x2e, about.free_inodes),
+                (0x10, 0x30, about.used_dirs),
+            ] {
+                put_halves(bytes, low, high, value);
+            }
+            if volume.has_group_flags() {
+                bytes[0x12..0x14].copy_from_slice(&about.flags.to_le_bytes());
+                put_halves(bytes, 0x1c, 0x32, about.unused_inodes);
+            }
+            if volume.sb.has_checksums() {
+                put_halves(bytes, 0x18, 0x38, about.block_bitmap_sum);
+                put_halves(bytes, 0x1a, 0x3a, about.inode_bitmap_sum);
+            }
+            if let Some(sum) = volume.descriptor_sum(group, bytes) {
+                bytes[CHECKSUM_AT..CHECKSUM_AT + 2].copy_from_slice(&sum.to_le_bytes());
+            }
+        })
+    }
+}
+
+/// A value in two halves of 16 bits; descriptors of 32 bytes have no room for the second.
+fn put_halves(bytes: &mut [u8], low: usize, high: usize, value: u32) {
+    bytes[low..low + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    if let Some(place) = bytes.get_mut(high..high + 2) {
+        place.copy_from_slice(&((value >> 16) as u16).to_le_bytes());
+    }
+}
+
+/// Blocks at the start of a group that hold copies of the superblock and of descriptors.
+pub(crate) fn base_blocks(sb: &Superblock, group: u32) -> u64 {
+    let per_block = sb.descriptors_per_block();
+    let own = u64::from(sb.has_super(group));
+    let meta = sb.features.has_incompat(INCOMPAT_META_BG);
+    if !meta || group < sb.first_meta_bg.saturating_mul(per_block) {
+        let plain = if meta { sb.first_meta_bg } else { sb.group_count.div_ceil(per_block) };
+        return own * (1 + u64::from(plain) + u64::from(sb.reserved_gdt_blocks));
+    }
+    let place = group % per_block;
+    own + u64::from(place == 0 || place == 1 || place == per_block - 1)
 }
 
 /// The block that holds the `index`th block of descriptors.

@@ -20,14 +20,14 @@ use crate::hash::Hash;
 use crate::volume::Volume;
 
 /// Where the head of the index stands in block 0.
-const ROOT_HEAD: usize = 24;
+pub(crate) const ROOT_HEAD: usize = 24;
 /// Where the table stands in the root and in other nodes.
-const ROOT_TABLE: usize = 32;
-const NODE_TABLE: usize = 8;
+pub(crate) const ROOT_TABLE: usize = 32;
+pub(crate) const NODE_TABLE: usize = 8;
 /// Bytes of a pair.
-const PAIR: usize = 8;
+pub(crate) const PAIR: usize = 8;
 /// Bits of a child's number.
-const CHILD_MASK: u32 = 0x0fff_ffff;
+pub(crate) const CHILD_MASK: u32 = 0x0fff_ffff;
 
 /// A node of the index on the way to a block.
 struct Node {

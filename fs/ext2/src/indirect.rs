@@ -16,15 +16,20 @@ const DIRECT: u64 = 12;
 /// The leaf that covers `block`: the direct blocks, one block of numbers, or the whole stretch under a number
 /// that is zero.
 pub(crate) fn leaf(volume: &Volume, inode: &Inode, block: u64) -> Result<Leaf> {
+    leaf_of(volume, &inode.block, block)
+}
+
+/// The same, of i_block.
+pub(crate) fn leaf_of(volume: &Volume, numbers: &[u8], block: u64) -> Result<Leaf> {
     if block < DIRECT {
-        return list(volume, &inode.block[..DIRECT as usize * 4], 0);
+        return list(volume, &numbers[..DIRECT as usize * 4], 0);
     }
     let bits = volume.sb.block_bits - 2; // a block holds 2^bits numbers
     let mut start = DIRECT;
     for levels in 1..=3 {
         let covered = 1u64 << (bits * levels);
         if block - start < covered {
-            let number = le32(&inode.block, 4 * (DIRECT as usize + levels as usize - 1));
+            let number = le32(numbers, 4 * (DIRECT as usize + levels as usize - 1));
             return descend(volume, number, levels, start, block);
         }
         start += covered;

@@ -17,26 +17,26 @@ use crate::superblock::ROOT_INO;
 use crate::volume::Volume;
 
 /// Bytes of the record that ext2 had.
-const OLD_SIZE: usize = 128;
+pub(crate) const OLD_SIZE: usize = 128;
 /// Where i_block stands, and its length.
 pub(crate) const BLOCK_AT: usize = 0x28;
 pub(crate) const BLOCK_LEN: usize = 60;
 /// Where i_checksum_lo and i_checksum_hi stand.
-const CHECKSUM_LOW_AT: usize = 0x7c;
-const CHECKSUM_HIGH_AT: usize = 0x82;
+pub(crate) const CHECKSUM_LOW_AT: usize = 0x7c;
+pub(crate) const CHECKSUM_HIGH_AT: usize = 0x82;
 /// Bytes of an inode table that are read at once: a directory's inodes mostly lie together.
 const READ_AHEAD: usize = 128 << 10;
 
 /// The content is compressed (e2compr).
 const FLAG_COMPRESSED: u32 = 0x4;
-const FLAG_IMMUTABLE: u32 = 0x10;
-const FLAG_APPEND: u32 = 0x20;
-const FLAG_NODUMP: u32 = 0x40;
+pub(crate) const FLAG_IMMUTABLE: u32 = 0x10;
+pub(crate) const FLAG_APPEND: u32 = 0x20;
+pub(crate) const FLAG_NODUMP: u32 = 0x40;
 pub(crate) const FLAG_ENCRYPTED: u32 = 0x800;
 /// The directory has an index.
 pub(crate) const FLAG_INDEX: u32 = 0x1000;
 /// i_blocks counts blocks of the volume.
-const FLAG_HUGE_FILE: u32 = 0x4_0000;
+pub(crate) const FLAG_HUGE_FILE: u32 = 0x4_0000;
 pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_VERITY: u32 = 0x10_0000;
 /// The inode holds the value of an extended attribute.
@@ -120,8 +120,7 @@ impl Volume {
                 replayed: true,
             });
         }
-        let table = self.group(index / self.sb.inodes_per_group)?.inode_table;
-        let offset = u64::from(index % self.sb.inodes_per_group) * u64::from(self.sb.inode_size);
+        let (table, offset) = self.table_place(index)?;
         let within = offset >> self.sb.block_bits;
         let ahead = (READ_AHEAD >> self.sb.block_bits).max(1) as u64;
         let first = within - within % ahead;
@@ -130,6 +129,22 @@ impl Volume {
         let block = self.block_ahead(number, table + first..table + last)?;
         let start = offset as usize & (self.block_size() - 1);
         Ok(Record { block, number, start, len: self.sb.inode_size as usize, replayed: false })
+    }
+
+    /// The table that holds an inode (counted from 0), and the byte of it at which the record starts.
+    fn table_place(&self, index: u32) -> Result<(u64, u64)> {
+        let table = self.group(index / self.sb.inodes_per_group)?.inode_table;
+        Ok((table, u64::from(index % self.sb.inodes_per_group) * u64::from(self.sb.inode_size)))
+    }
+
+    /// The block that holds the record of an inode, and the byte of it at which the record starts.
+    pub(crate) fn record_place(&self, ino: u32) -> Result<(u64, usize)> {
+        let index = ino
+            .checked_sub(1)
+            .filter(|_| ino <= self.sb.inodes_count)
+            .ok_or_else(|| Error::corrupt(format!("there is no inode {ino}")))?;
+        let (table, offset) = self.table_place(index)?;
+        Ok((table + (offset >> self.sb.block_bits), offset as usize & (self.block_size() - 1)))
     }
 
     /// Reads and checks any inode that is in use, the reserved ones too.
@@ -163,7 +178,10 @@ impl Volume {
         }
         let mode = le16(bytes, 0x0);
         let links = le16(bytes, 0x1a);
-        if links == 0 && (mode == 0 || sb.facts.state & crate::superblock::STATE_ORPHAN == 0) {
+        // A volume that is written has inodes without a name: those that are still open.
+        let may_be_nameless =
+            self.transactions.is_some() || sb.facts.state & crate::superblock::STATE_ORPHAN != 0;
+        if links == 0 && (mode == 0 || !may_be_nameless) {
             return Err(Error::corrupt("it is not in use, but something leads to it"));
         }
         let kind = Kind::from_mode(mode.into())
@@ -318,6 +336,11 @@ impl Inode {
             ctime: Timestamp::default(),
             btime: None,
         }
+    }
+
+    /// Names that lead to it.
+    pub(crate) fn links(&self) -> u16 {
+        self.links
     }
 
     /// i_flags as `lsattr` shows them.

@@ -6,8 +6,8 @@
 //! block. Each of these starts with magic, type and the transaction's sequence number; the first block that
 //! does not ends the log.
 //!
-//! Nothing is written. The transactions from the start of the log to the last complete one become an
-//! [`Overlay`]. [Fast commits](crate::fast_commit) may follow.
+//! Nothing is written here ([`crate::journal_writer`] does). The transactions from the start of the log to the last complete
+//! one become an [`Overlay`]. [Fast commits](crate::fast_commit) may follow.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,26 +20,26 @@ use crate::inode::{FLAG_INLINE_DATA, Inode};
 use crate::map::Map;
 use crate::volume::{Copy, JOURNAL_MAGIC, Overlay, Volume};
 
-const TYPE_DESCRIPTOR: u32 = 1;
-const TYPE_COMMIT: u32 = 2;
+pub(crate) const TYPE_DESCRIPTOR: u32 = 1;
+pub(crate) const TYPE_COMMIT: u32 = 2;
 const TYPE_SUPERBLOCK_V1: u32 = 3;
-const TYPE_SUPERBLOCK_V2: u32 = 4;
-const TYPE_REVOKE: u32 = 5;
+pub(crate) const TYPE_SUPERBLOCK_V2: u32 = 4;
+pub(crate) const TYPE_REVOKE: u32 = 5;
 
-const COMPAT_CHECKSUM: u32 = 0x1;
-const INCOMPAT_64BIT: u32 = 0x2;
-const INCOMPAT_CSUM_V2: u32 = 0x8;
-const INCOMPAT_CSUM_V3: u32 = 0x10;
+pub(crate) const COMPAT_CHECKSUM: u32 = 0x1;
+pub(crate) const INCOMPAT_64BIT: u32 = 0x2;
+pub(crate) const INCOMPAT_CSUM_V2: u32 = 0x8;
+pub(crate) const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
 /// Revocations, 64 bit, asynchronous commit, both checksums, fast commits.
 const INCOMPAT_KNOWN: u32 = 0x3f;
 
-const TAG_ESCAPED: u32 = 1;
-const TAG_SAME_UUID: u32 = 2;
-const TAG_LAST: u32 = 8;
+pub(crate) const TAG_ESCAPED: u32 = 1;
+pub(crate) const TAG_SAME_UUID: u32 = 2;
+pub(crate) const TAG_LAST: u32 = 8;
 
 /// Bytes of the head that all blocks of the log share.
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 /// Blocks for fast commits if the superblock does not say.
 const FAST_COMMIT_BLOCKS: u32 = 256;
 /// The longest journal that mke2fs makes.
@@ -102,6 +102,12 @@ fn read(volume: &Volume, skip: bool) -> Result<(Overlay, fast_commit::Log, Statu
     Ok((overlay, fast, status))
 }
 
+/// The sequence number behind the last whole transaction.
+pub(crate) fn next_sequence(volume: &Volume) -> Result<u32> {
+    let journal = Journal::open(volume)?;
+    if journal.start == 0 { Ok(journal.sequence) } else { Ok(journal.scan()?.next) }
+}
+
 /// What can be done about a journal that is damaged.
 fn advise(mut error: Error) -> Error {
     if let Error::Corrupt(damage) = &mut error {
@@ -113,7 +119,7 @@ fn advise(mut error: Error) -> Error {
 
 /// Which checksums the log has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sums {
+pub(crate) enum Sums {
     None,
     /// One over each transaction.
     V1,
@@ -123,17 +129,17 @@ enum Sums {
     V3,
 }
 
-struct Journal<'a> {
+pub(crate) struct Journal<'a> {
     volume: &'a Volume,
-    map: Map,
+    pub(crate) map: Map,
     /// The first block of the ring.
-    first: u32,
+    pub(crate) first: u32,
     /// The block behind the ring.
-    end: u32,
+    pub(crate) end: u32,
     /// The first block of the log; 0 if it is empty.
-    start: u32,
+    pub(crate) start: u32,
     /// The sequence number of the first transaction.
-    sequence: u32,
+    pub(crate) sequence: u32,
     sums: Sums,
     wide: bool,
     /// Blocks for fast commits, behind the ring.
@@ -163,7 +169,7 @@ struct Log {
 }
 
 impl<'a> Journal<'a> {
-    fn open(volume: &'a Volume) -> Result<Self> {
+    pub(crate) fn open(volume: &'a Volume) -> Result<Self> {
         let inode = journal_inode(volume)?;
         let blocks = inode.size >> volume.sb.block_bits;
         let map = Map::new(inode);
@@ -228,7 +234,7 @@ impl<'a> Journal<'a> {
         Ok(journal)
     }
 
-    fn read(&self, block: u32) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, block: u32) -> Result<Vec<u8>> {
         read_block(self.volume, &self.map, block)
     }
 
@@ -425,7 +431,7 @@ impl Log {
 }
 
 /// Sequence numbers wrap: one is after the other if it is less than half the circle away.
-fn is_after(one: u32, other: u32) -> bool {
+pub(crate) fn is_after(one: u32, other: u32) -> bool {
     (one.wrapping_sub(other) as i32) > 0
 }
 

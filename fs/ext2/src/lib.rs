@@ -1,4 +1,4 @@
-//! ext2, ext3 and ext4: a reader.
+//! ext2, ext3 and ext4.
 //!
 //! Layout of a volume: blocks of 1 to 64 KiB, divided into groups. The *superblock* ([`superblock`]) has the
 //! numbers; *group descriptors* ([`group`]) say where the tables of *inodes* ([`inode`]) are; an inode leads
@@ -10,18 +10,31 @@
 //! the caller's buffer. Nothing is held locked over I/O, and nothing read is believed before it was checked:
 //! see [`error`].
 //!
+//! Changes are *transactions* ([`transactions`], made of [`change`]s), written to the journal ([`journal_writer`]) or, without one, in an
+//! order that keeps damage small ([`ordered`]). On them stand the allocators ([`blocks`], [`inodes`]), maps that grow
+//! ([`extent_tree`], [`block_lists`], [`space`]), directories ([`entries`], [`index`]), and what users ask for ([`names`], [`shape`],
+//! [`settings`], [`attributes`]). [`recover`] decides whether a volume can be changed at all.
+//!
 //! # Limits
 //!
-//! Read-only. Encrypted files have no keys; fs-verity is not verified.
+//! Encrypted files have no keys; fs-verity is not verified. Volumes with some features are read and not written: see
+//! [`features`]. Blocks that are reserved for root are given to everybody (`df` leaves them out): who writes is not known here.
 
 #![forbid(unsafe_code)]
 
 mod acl;
+mod attributes;
+mod block_lists;
+mod blocks;
 mod bytes;
 mod cache;
+mod change;
 mod checksum;
+mod controls;
 mod dir;
+mod entries;
 mod error;
+mod extent_tree;
 mod extents;
 mod fast_commit;
 mod features;
@@ -30,16 +43,31 @@ mod fold;
 mod group;
 mod hash;
 mod htree;
+mod index;
 mod indirect;
 mod inline;
 mod inode;
+mod inodes;
 mod journal;
+mod journal_writer;
+mod listing;
 mod map;
 mod module;
+mod names;
+mod nodes;
+mod ordered;
+mod orphans;
+mod raw;
+mod recover;
 mod report;
+mod settings;
+mod shape;
+mod space;
 mod superblock;
+mod transactions;
 mod tree;
 mod volume;
 mod xattr;
+mod zones;
 
 pub use module::Ext2;

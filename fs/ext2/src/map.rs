@@ -183,6 +183,13 @@ impl Map {
     }
 }
 
+/// The run that holds `block` of a file with block lists, of which `numbers` is i_block.
+pub(crate) fn run_of_lists(volume: &Volume, ino: u32, numbers: &[u8], block: u64) -> Result<Run> {
+    let leaf = crate::indirect::leaf_of(volume, numbers, block).map_err(|error| error.in_inode(ino))?;
+    leaf.find(block)
+        .ok_or_else(|| Error::corrupt(format!("nothing says where block {block} is")).in_inode(ino))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! The module: how a request becomes a tree.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use veduta_api::{
     Disk, Module, MountError, Object, OptionSpec, Options, Report, Request, Result as ApiResult, SourceKind,
@@ -9,8 +10,10 @@ use veduta_api::{
 use crate::bytes::{le16, le32};
 use crate::inode::check_root;
 use crate::journal::{self, Status};
+use crate::recover::{self, Opened};
 use crate::report;
 use crate::superblock::{MAGIC, PRIMARY_OFFSET, Superblock};
+use crate::transactions::Policy;
 use crate::tree::Tree;
 use crate::volume::Volume;
 
@@ -18,16 +21,16 @@ use crate::volume::Volume;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ext2;
 
-const WRITING_ONLY: &str =
-    "Says how changes are written; taken, and without effect on a tree that is only read.";
-
 const OPTIONS: &[OptionSpec] = &[
-    OptionSpec::flag("noload", "Leaves the journal aside: shows the volume as it was before the journal."),
+    OptionSpec::flag(
+        "noload",
+        "Leaves the journal aside: shows the volume as it was before the journal; read-only.",
+    ),
     OptionSpec::flag("norecovery", "The same as noload."),
     OptionSpec::with_value(
         "sb",
         "N",
-        "Takes the copy of the superblock at N times 1024 bytes, whatever the block size.",
+        "Takes the copy of the superblock at N times 1024 bytes, whatever the block size; read-only.",
     ),
     OptionSpec::flag("minixdf", "df shows the whole size of the volume, its own structures included."),
     OptionSpec::flag("bsddf", "df leaves out what the structures of the volume take up; the default."),
@@ -36,35 +39,58 @@ const OPTIONS: &[OptionSpec] = &[
     OptionSpec::with_value(
         "errors",
         "continue|remount-ro",
-        "What follows an error. A tree that is only read satisfies both: the call fails, and reading goes on.",
+        "What follows damage that is found while something is changed: the call fails, and nothing can be changed from then \
+         on (the default), or everything else goes on.",
     ),
-    OptionSpec::with_value("data", "journal|ordered|writeback", WRITING_ONLY),
-    OptionSpec::with_value("commit", "SECONDS", WRITING_ONLY),
-    OptionSpec::flag("barrier", WRITING_ONLY),
-    OptionSpec::flag("nobarrier", WRITING_ONLY),
-    OptionSpec::flag("delalloc", WRITING_ONLY),
-    OptionSpec::flag("nodelalloc", WRITING_ONLY),
-    OptionSpec::flag("discard", WRITING_ONLY),
-    OptionSpec::flag("nodiscard", WRITING_ONLY),
-    OptionSpec::flag("rw+", "fuse-ext2's word for writing, which is not supported yet: refused."),
+    OptionSpec::with_value(
+        "data",
+        "ordered|writeback",
+        "Content is written before the commit that makes it reachable; always so, whichever is given.",
+    ),
+    OptionSpec::with_value(
+        "commit",
+        "SECONDS",
+        "How long a change waits for a commit at most; 5 is the default.",
+    ),
+    OptionSpec::flag(
+        "barrier",
+        "Has the device write out its cache where the order of writes matters; the default.",
+    ),
+    OptionSpec::flag("nobarrier", "Does not: faster, and a power failure may damage the volume."),
+    OptionSpec::flag("delalloc", "Taken, and without effect: the kernel holds writes back anyway."),
+    OptionSpec::flag("nodelalloc", "The same."),
+    OptionSpec::flag("discard", "Tells the device what is not in use any more, after each commit."),
+    OptionSpec::flag("nodiscard", "Does not; the default."),
+    OptionSpec::flag("rw+", "fuse-ext2's word for rw; taken, and rw is the default."),
 ];
 
 const MANUAL: &str = "\
 Reads every volume that mke2fs makes: ext2, ext3 and ext4 with blocks of 1 to 64 KiB and any of its features. \
 What cannot be read is refused by name. Checksums are verified on the way in.
 
-A journal that was not replayed yet (the volume was not unmounted cleanly) is replayed into memory, fast commits \
-included: the tree is shown as the kernel would show it after a mount, and the image is not touched.
+Changes are journalled as the kernel does it in ordered mode: they gather for some seconds, or until a sync, an fsync or an unmount, and \
+then reach the disk together; content is there before the commit that makes it reachable, and space that was given back is not used again \
+before that was committed. After a crash the next mount replays the journal. Without a journal (ext2) changes are written in an order \
+after which e2fsck -p repairs what a crash leaves.
+
+Volumes with these features are read and not written: casefold, encrypt, ea_inode, mmp, quota, project, verity, \
+shared_blocks. A volume with errors, one that should be checked, and one whose journal cannot be replayed are mounted read-only, with a \
+sentence that says so; run e2fsck.
+
+With ro, a journal that was not replayed yet is replayed into memory, fast commits included: the tree is shown as the kernel would show it \
+after a mount, and the image is not touched.
 
 Limits: encrypted files give ENOKEY, and their names are shown in base64. Files with fs-verity are read without \
-being verified. If the superblock is damaged, -o sb=N takes a copy, as with mount(8).";
+being verified. Blocks that are reserved for root are given to everybody. If the superblock is damaged, -o ro,sb=N takes a copy, as with \
+mount(8).";
 
 /// How to open a volume.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Choices {
     skip_journal: bool,
     whole_size: bool,
     superblock: u64,
+    policy: Policy,
 }
 
 impl Module for Ext2 {
@@ -77,7 +103,11 @@ impl Module for Ext2 {
     }
 
     fn summary(&self) -> &'static str {
-        "ext2, ext3 and ext4 filesystems (read-only)"
+        "ext2, ext3 and ext4 filesystems"
+    }
+
+    fn writable(&self) -> bool {
+        true
     }
 
     fn source(&self) -> SourceKind {
@@ -109,12 +139,19 @@ impl Module for Ext2 {
 
     fn mount(&self, request: &mut Request<'_>) -> Result<Object, MountError> {
         let choices = Choices::take(&mut request.options)?;
-        if !request.read_only {
-            return Err(MountError::unsupported(
-                "writing to ext filesystems is not supported yet; mount with -o ro",
-            ));
+        let disk = request.disk()?;
+        // Without the journal, or from a copy of the superblock, there is only reading.
+        let only_read = choices.skip_journal || choices.superblock != PRIMARY_OFFSET;
+        if !request.read_only && !disk.is_read_only() && !only_read {
+            match recover::open(&disk, choices.policy)? {
+                Opened::Writable(volume) => {
+                    check_root(&volume)?;
+                    return Ok(Object::Tree(Arc::new(Tree::new(*volume, choices.whole_size))));
+                }
+                Opened::ReadOnly(why) => tracing::warn!("ext2: {}: {why}", disk.name()),
+            }
         }
-        let (volume, status) = open(request.disk()?, &choices)?;
+        let (volume, status) = open(disk, &choices)?;
         check_root(&volume)?;
         announce(&volume, &status);
         Ok(Object::Tree(Arc::new(Tree::new(volume, choices.whole_size))))
@@ -127,21 +164,24 @@ impl Choices {
         let norecovery = options.take_flag("norecovery")?;
         let bsddf = options.take_flag("bsddf")?;
         let minixdf = options.take_flag("minixdf")?;
-        for word in
-            ["acl", "user_xattr", "barrier", "nobarrier", "delalloc", "nodelalloc", "discard", "nodiscard"]
-        {
+        for word in ["acl", "user_xattr", "delalloc", "nodelalloc", "rw+"] {
             options.take_flag(word)?;
         }
-        if options.take_flag("rw+")? {
-            return Err(MountError::usage(
-                "rw+: writing to ext filesystems is not supported yet; mount with -o ro",
-            ));
-        }
-        options.take_parsed::<u32>("commit", "a number of seconds")?;
-        take_word(options, "errors", &["continue", "remount-ro"])?;
-        take_word(options, "data", &["journal", "ordered", "writeback"])?;
+        // 0 is the default, as with the kernel.
+        let seconds =
+            options.take_parsed::<u32>("commit", "a number of seconds")?.filter(|seconds| *seconds > 0);
+        let default = Policy::default();
+        let errors = take_word(options, "errors", &["continue", "remount-ro"])?;
+        let policy = Policy {
+            period: seconds.map_or(default.period, |seconds| Duration::from_secs(seconds.into())),
+            barrier: !options.take_flag("nobarrier")? | options.take_flag("barrier")?,
+            discard: options.take_flag("discard")? & !options.take_flag("nodiscard")?,
+            go_on: errors.as_deref() == Some("continue"),
+        };
+        take_word(options, "data", &["ordered", "writeback"])?;
         let superblock = options.take_parsed::<u64>("sb", "a place in units of 1024 bytes")?.unwrap_or(1);
         Ok(Self {
+            policy,
             skip_journal: noload || norecovery,
             whole_size: minixdf && !bsddf,
             superblock: superblock.checked_mul(1024).filter(|offset| *offset > 0).ok_or_else(|| {
@@ -151,12 +191,12 @@ impl Choices {
     }
 }
 
-fn take_word(options: &mut Options, key: &str, words: &[&str]) -> Result<(), MountError> {
+fn take_word(options: &mut Options, key: &str, words: &[&str]) -> Result<Option<String>, MountError> {
     match options.take_value(key)? {
         Some(word) if !words.contains(&word.as_str()) => {
             Err(MountError::usage(format!("option {key}={word}: expected one of {}", words.join(", "))))
         }
-        _ => Ok(()),
+        word => Ok(word),
     }
 }
 

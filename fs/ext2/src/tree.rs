@@ -6,17 +6,23 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use veduta_api::{
-    Attr, Caching, DirEntry, DirSink, Entry, Errno, Facts, File, Filesystem, Ino, Ioctl, Kind, OpenFlags,
-    StatFs,
+    Attr, Caching, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Ioctl, Kind,
+    NewNode, OpenFlags, Perm, RenameFlags, SetAttr, StatFs, XattrMode,
 };
 
 use crate::bytes::{le64, slice};
+use crate::controls;
 use crate::dir::{self, Dir};
 use crate::error::{Error, Result};
 use crate::features::INCOMPAT_CASEFOLD;
-use crate::file::{self, Content, OpenFile};
+use crate::file::{Content, OpenFile};
+use crate::fold::Wanted;
 use crate::group::overhead_clusters;
 use crate::inode::{FLAG_ENCRYPTED, Inode};
+use crate::listing::Listing;
+use crate::names::{self, Place};
+use crate::settings;
+use crate::shape;
 use crate::superblock::ROOT_INO;
 use crate::volume::Volume;
 use crate::xattr;
@@ -38,7 +44,16 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new(volume: Volume, whole_size: bool) -> Self {
-        Self { volume: Arc::new(volume), whole_size }
+        let volume = Arc::new(volume);
+        if let Some(transactions) = &volume.transactions {
+            // Set once, here.
+            let _ = transactions.volume.set(Arc::downgrade(&volume));
+        }
+        Self { volume, whole_size }
+    }
+
+    fn writes(&self) -> bool {
+        self.volume.transactions.is_some()
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode> {
@@ -58,7 +73,65 @@ impl Tree {
             return Err(Error::corrupt("the directory holds itself").in_inode(ino));
         }
         let inode = self.volume.inode(ino)?;
+        if inode.links() == 0 && self.writes() {
+            let what = "it is not in use, but an entry leads to it";
+            return Err(Error::corrupt(what).in_inode(ino));
+        }
+        self.refer(ino)
+    }
+
+    /// What is handed out of a node, with a reference.
+    fn refer(&self, ino: u32) -> Result<Entry> {
+        let inode = self.volume.inode(ino)?;
+        if self.writes() {
+            self.volume.nodes.refer(ino);
+        }
         Ok(Entry { ino: node(ino), generation: inode.generation.into(), attr: self.volume.attr(&inode) })
+    }
+
+    fn find(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
+        let _names = self.volume.names.read();
+        let found = self.dir(parent)?.find(&self.volume, name.as_bytes())?.ok_or(Errno::ENOENT)?;
+        self.found(parent, found)
+    }
+
+    /// A node that was listed: where it was found then, if it is still there.
+    fn find_listed(&self, parent: Ino, listed: &DirEntry<'_>) -> Result<Entry> {
+        if !self.writes() {
+            return match listed.ino {
+                Some(ino) => self.found(parent, number(ino)?),
+                None => self.find(parent, listed.name),
+            };
+        }
+        let _names = self.volume.names.read();
+        let dir = self.dir(parent)?;
+        let block = (listed.next.saturating_sub(1)) >> self.volume.sb.block_bits;
+        let name = listed.name.as_bytes();
+        let near = match block < dir.blocks(&self.volume) && !dir.is_inline() {
+            true => dir.find_in(&self.volume, block, &Wanted::new(name, false))?,
+            false => None,
+        };
+        let found = match near {
+            Some(found) => Some(found),
+            None => dir.find(&self.volume, name)?,
+        };
+        self.found(parent, found.ok_or(Errno::ENOENT)?)
+    }
+
+    fn make(
+        &self,
+        parent: Ino,
+        place: Place<'_>,
+        new: &NewNode,
+        target: Option<&OsStr>,
+    ) -> veduta_api::Result<Entry> {
+        let made = number(parent)
+            .and_then(|parent| names::make(&self.volume, parent, place, new, target.map(OsStr::as_bytes)));
+        made.and_then(|ino| self.refer(ino)).map_err(Error::into_errno)
+    }
+
+    fn changed<T>(&self, done: Result<T>) -> veduta_api::Result<T> {
+        done.map_err(Error::into_errno)
     }
 
     fn target(&self, ino: Ino) -> Result<Vec<u8>> {
@@ -85,7 +158,13 @@ impl Tree {
 
     fn usage(&self) -> StatFs {
         let sb = &self.volume.sb;
-        let (free_clusters, free_inodes) = self.volume.free_counts();
+        let (free_clusters, free_inodes) = match &self.volume.transactions {
+            Some(transactions) => {
+                let meta = transactions.meta.lock();
+                (meta.free_clusters, meta.free_inodes)
+            }
+            None => self.volume.free_counts(),
+        };
         let blocks_free = (free_clusters << sb.cluster_bits).min(sb.blocks_count);
         let reserved = sb.reserved_blocks.saturating_add(kernel_reserve(&self.volume));
         let overhead = if self.whole_size { 0 } else { self.overhead() };
@@ -118,7 +197,7 @@ impl Tree {
 impl Filesystem for Tree {
     fn facts(&self) -> Facts {
         Facts {
-            caching: Caching::Immutable,
+            caching: if self.writes() { Caching::Exclusive } else { Caching::Immutable },
             case_insensitive: self.volume.sb.features.has_incompat(INCOMPAT_CASEFOLD),
             acl: true,
             time_granularity: if self.volume.sb.inode_size > SMALL_INODE { 1 } else { 1_000_000_000 },
@@ -127,19 +206,11 @@ impl Filesystem for Tree {
     }
 
     fn lookup(&self, parent: Ino, name: &OsStr) -> veduta_api::Result<Entry> {
-        let ino = self.dir(parent).and_then(|dir| dir.find(&self.volume, name.as_bytes()));
-        match ino {
-            Ok(Some(ino)) => self.found(parent, ino).map_err(Error::into_errno),
-            Ok(None) => Err(Errno::ENOENT),
-            Err(error) => Err(error.into_errno()),
-        }
+        self.find(parent, name).map_err(Error::into_errno)
     }
 
     fn entry(&self, parent: Ino, listed: &DirEntry<'_>) -> veduta_api::Result<Entry> {
-        match listed.ino {
-            Some(ino) => number(ino).and_then(|ino| self.found(parent, ino)).map_err(Error::into_errno),
-            None => self.lookup(parent, listed.name),
-        }
+        self.find_listed(parent, listed).map_err(Error::into_errno)
     }
 
     fn getattr(&self, ino: Ino) -> veduta_api::Result<Attr> {
@@ -156,7 +227,129 @@ impl Filesystem for Tree {
                 next: entry.next,
             })
         };
+        let _names = self.volume.names.read();
         self.dir(dir).and_then(|dir| dir.list(&self.volume, position, &mut show)).map_err(Error::into_errno)
+    }
+
+    fn opendir(&self, dir: Ino) -> veduta_api::Result<Option<Arc<dyn Directory>>> {
+        if !self.writes() {
+            return Ok(None);
+        }
+        let dir = number(dir).map_err(Error::into_errno)?;
+        Ok(Some(Arc::new(Listing::new(Arc::clone(&self.volume), dir))))
+    }
+
+    fn forget(&self, ino: Ino, count: u64) {
+        let Ok(ino) = number(ino) else { return };
+        if self.writes() && self.volume.nodes.forget(ino, count) {
+            if let Err(error) = shape::delete(&self.volume, ino) {
+                let _ = error.in_inode(ino).into_errno();
+            }
+        }
+    }
+
+    fn sync(&self) -> veduta_api::Result<()> {
+        self.changed(self.volume.commit())
+    }
+
+    fn unmount(&self) -> veduta_api::Result<()> {
+        let Some(transactions) = &self.volume.transactions else { return Ok(()) };
+        let orphans = transactions.meta.lock().orphans.clone();
+        for ino in orphans {
+            // What cannot be given back stays on the list, for e2fsck.
+            if let Err(error) = crate::orphans::settle(&self.volume, ino) {
+                let _ = error.in_inode(ino).into_errno();
+            }
+        }
+        self.changed(transactions.finish(&self.volume))
+    }
+
+    fn setattr(&self, ino: Ino, changes: &SetAttr) -> veduta_api::Result<Attr> {
+        let set = number(ino).and_then(|ino| settings::set(&self.volume, ino, changes));
+        self.changed(set)?;
+        self.getattr(ino)
+    }
+
+    fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new: &NewNode,
+        flags: OpenFlags,
+    ) -> veduta_api::Result<(Entry, Arc<dyn File>)> {
+        let entry = self.make(parent, Place::Named(name.as_bytes()), new, None)?;
+        Ok((entry, self.open(entry.ino, flags)?))
+    }
+
+    fn tmpfile(
+        &self,
+        parent: Ino,
+        new: &NewNode,
+        flags: OpenFlags,
+    ) -> veduta_api::Result<(Entry, Arc<dyn File>)> {
+        let entry = self.make(parent, Place::Nameless, new, None)?;
+        let file = self.open(entry.ino, flags)?;
+        self.volume.nodes.lose_name(number(entry.ino).map_err(Error::into_errno)?);
+        Ok((entry, file))
+    }
+
+    fn mknod(&self, parent: Ino, name: &OsStr, new: &NewNode) -> veduta_api::Result<Entry> {
+        self.make(parent, Place::Named(name.as_bytes()), new, None)
+    }
+
+    fn mkdir(&self, parent: Ino, name: &OsStr, new: &NewNode) -> veduta_api::Result<Entry> {
+        let new = NewNode { kind: Kind::Directory, ..*new };
+        self.make(parent, Place::Named(name.as_bytes()), &new, None)
+    }
+
+    fn symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, new: &NewNode) -> veduta_api::Result<Entry> {
+        let new = NewNode { kind: Kind::Symlink, perm: Perm::from_mode(0o777), ..*new };
+        self.make(parent, Place::Named(name.as_bytes()), &new, Some(target))
+    }
+
+    fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> veduta_api::Result<Entry> {
+        let linked = (|| {
+            let ino = number(ino)?;
+            names::link(&self.volume, ino, number(parent)?, name.as_bytes())?;
+            self.refer(ino)
+        })();
+        self.changed(linked)
+    }
+
+    fn unlink(&self, parent: Ino, name: &OsStr) -> veduta_api::Result<()> {
+        self.changed(number(parent).and_then(|dir| names::remove(&self.volume, dir, name.as_bytes(), false)))
+    }
+
+    fn rmdir(&self, parent: Ino, name: &OsStr) -> veduta_api::Result<()> {
+        self.changed(number(parent).and_then(|dir| names::remove(&self.volume, dir, name.as_bytes(), true)))
+    }
+
+    fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> veduta_api::Result<()> {
+        let renamed = (|| {
+            let (from, to) = (number(parent)?, number(new_parent)?);
+            names::rename(&self.volume, (from, name.as_bytes()), (to, new_name.as_bytes()), flags)
+        })();
+        self.changed(renamed)
+    }
+
+    fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> veduta_api::Result<()> {
+        let set = number(ino)
+            .and_then(|ino| settings::set_attribute(&self.volume, ino, name.as_bytes(), Some(value), mode));
+        self.changed(set)
+    }
+
+    fn removexattr(&self, ino: Ino, name: &OsStr) -> veduta_api::Result<()> {
+        let mode = XattrMode::Replace;
+        let set = number(ino)
+            .and_then(|ino| settings::set_attribute(&self.volume, ino, name.as_bytes(), None, mode));
+        self.changed(set)
     }
 
     fn parent(&self, dir: Ino) -> veduta_api::Result<Ino> {
@@ -169,7 +362,7 @@ impl Filesystem for Tree {
         if inode.has(FLAG_ENCRYPTED) {
             return Err(Errno::ENOKEY);
         }
-        let file = OpenFile::new(Arc::clone(&self.volume), inode).map_err(Error::into_errno)?;
+        let file = OpenFile::new(Arc::clone(&self.volume), inode.ino).map_err(Error::into_errno)?;
         Ok(Arc::new(file))
     }
 
@@ -194,7 +387,7 @@ impl Filesystem for Tree {
     }
 
     fn ioctl(&self, dir: Ino, ioctl: &mut Ioctl<'_>) -> veduta_api::Result<i32> {
-        file::answer(&self.inode(dir).map_err(Error::into_errno)?, ioctl)
+        controls::answer(&self.volume, number(dir).map_err(Error::into_errno)?, ioctl)
     }
 }
 
@@ -208,7 +401,7 @@ fn kernel_reserve(volume: &Volume) -> u64 {
 }
 
 /// ext2 numbers its root 2 and reserves 1; we swap the two so that ROOT is 1 for every tree.
-fn node(ino: u32) -> Ino {
+pub(crate) fn node(ino: u32) -> Ino {
     match ino {
         1 => Ino(2),
         ROOT_INO => Ino::ROOT,

@@ -1,19 +1,23 @@
 //! The volume: its blocks as they are after the journal was replayed, and a cache of those that hold
 //! metadata.
 //!
-//! A journal that is not empty is never written back. Instead the *overlay* says which blocks of the volume
-//! have a newer copy in the journal, and every read, of metadata and of data, goes through it.
+//! A volume that is only read leaves its journal as it is: the *overlay* says which blocks of the volume have a newer
+//! copy in the journal, and every read, of metadata and of data, goes through it. A volume that may change was
+//! replayed before, and has [`Transactions`] instead: they hold the newest content of metadata that is not in its place yet.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use veduta_api::Disk;
 
 use crate::cache::{Block, Cache};
 use crate::error::{Error, Result};
 use crate::fast_commit::Changes;
+use crate::nodes::Nodes;
 use crate::superblock::{PRIMARY_OFFSET, SUPERBLOCK_SIZE, Superblock};
+use crate::transactions::Transactions;
 
 /// The first bytes of a journal's own blocks. A copy that would start with them has zeros there instead.
 pub(crate) const JOURNAL_MAGIC: u32 = 0xc03b_3998;
@@ -30,18 +34,24 @@ pub(crate) struct Copy {
 /// Newer copies, by the block that they replace.
 pub(crate) type Overlay = BTreeMap<u64, Copy>;
 
-/// A volume that is open for reading.
+/// A volume that is open.
 #[derive(Debug)]
 pub(crate) struct Volume {
-    disk: Disk,
+    pub(crate) disk: Disk,
     /// The superblock, after the journal.
     pub(crate) sb: Superblock,
     overlay: Overlay,
     /// What fast commits change, after all that.
     pub(crate) changes: Changes,
-    cache: Cache,
+    pub(crate) cache: Cache,
     /// Filled by the first `statfs`.
     pub(crate) free_counts: OnceLock<(u64, u64)>,
+    /// How it is changed; `None` if it is only read.
+    pub(crate) transactions: Option<Transactions>,
+    /// The nodes that somebody uses.
+    pub(crate) nodes: Nodes,
+    /// Held for writing while names change, for reading while they are looked up or listed.
+    pub(crate) names: RwLock<()>,
 }
 
 impl Volume {
@@ -55,6 +65,9 @@ impl Volume {
             changes: Changes::default(),
             cache,
             free_counts: OnceLock::new(),
+            transactions: None,
+            nodes: Nodes::default(),
+            names: RwLock::new(()),
         }
     }
 
@@ -93,6 +106,16 @@ impl Volume {
         self.overlay.len()
     }
 
+    /// Writes the newer copies to the blocks that they replace: how many there were.
+    pub(crate) fn bring_home(&self) -> Result<usize> {
+        let mut content = vec![0; self.block_size()];
+        for block in self.overlay.keys() {
+            self.read(&mut content, *block, 0)?;
+            self.disk.write_at(&content, block << self.sb.block_bits)?;
+        }
+        Ok(self.overlay.len())
+    }
+
     /// Fills `buf` from byte `skip` of `block` on, past the cache: for content. One read of the disk, unless
     /// the journal has newer copies of some of the blocks.
     pub(crate) fn read(&self, buf: &mut [u8], block: u64, skip: usize) -> Result<()> {
@@ -115,6 +138,10 @@ impl Volume {
     /// Metadata: one block, through the cache. If it is not there, all of `window` (which holds it) is read
     /// at once.
     pub(crate) fn block_ahead(&self, number: u64, window: Range<u64>) -> Result<Block> {
+        let generation = self.cache.generation();
+        if let Some(block) = self.transactions.as_ref().and_then(|transactions| transactions.find(number)) {
+            return Ok(block);
+        }
         if let Some(block) = self.cache.find(number) {
             return Ok(block);
         }
@@ -130,7 +157,7 @@ impl Volume {
             if near == number {
                 wanted = Some(Arc::clone(&block));
             }
-            self.cache.put(near, block);
+            self.cache.put(near, block, generation);
         }
         wanted.ok_or_else(|| Error::corrupt("a block lies outside the volume").in_block(number))
     }

@@ -17,18 +17,18 @@ use crate::map::Map;
 use crate::volume::Volume;
 
 /// h_magic
-const MAGIC: u32 = 0xea02_0000;
+pub(crate) const MAGIC: u32 = 0xea02_0000;
 /// Bytes of the head of a block, and where its checksum stands.
-const BLOCK_HEAD: usize = 32;
-const BLOCK_CHECKSUM_AT: usize = 16;
+pub(crate) const BLOCK_HEAD: usize = 32;
+pub(crate) const BLOCK_CHECKSUM_AT: usize = 16;
 /// Bytes of an entry before its name.
-const ENTRY: usize = 16;
+pub(crate) const ENTRY: usize = 16;
 /// Bytes; the longest value that Linux hands out.
 const VALUE_MAX: u32 = 1 << 16;
 
-const INDEX_ACL_ACCESS: u8 = 2;
-const INDEX_ACL_DEFAULT: u8 = 3;
-const INDEX_SYSTEM: u8 = 7;
+pub(crate) const INDEX_ACL_ACCESS: u8 = 2;
+pub(crate) const INDEX_ACL_DEFAULT: u8 = 3;
+pub(crate) const INDEX_SYSTEM: u8 = 7;
 /// Prefixes by their number. Others (encryption contexts, Merkle trees, `system.data`) are the filesystem's
 /// own.
 const PREFIXES: [(u8, &str); 6] = [
@@ -74,8 +74,8 @@ pub(crate) fn list(volume: &Volume, inode: &Inode) -> Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// The value of an attribute.
-pub(crate) fn get(volume: &Volume, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
+/// The number of a name's prefix, and what follows that.
+pub(crate) fn split_name(name: &[u8]) -> Result<(u8, &[u8])> {
     let (index, rest) = PREFIXES
         .iter()
         .find_map(|(index, prefix)| Some((*index, name.strip_prefix(prefix.as_bytes())?)))
@@ -83,6 +83,35 @@ pub(crate) fn get(volume: &Volume, inode: &Inode, name: &[u8]) -> Result<Vec<u8>
     if is_acl(index) != rest.is_empty() {
         return Err(if is_acl(index) { Errno::EOPNOTSUPP } else { Errno::EINVAL }.into());
     }
+    Ok((index, rest))
+}
+
+/// An attribute whose value is where its entry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attribute {
+    pub(crate) index: u8,
+    pub(crate) name: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
+/// All attributes of a room whose entries start at `first`.
+pub(crate) fn attributes(room: &[u8], first: usize) -> Result<Vec<Attribute>> {
+    let mut all = Vec::new();
+    entries(room, first, &mut |entry| match entry.value {
+        Value::Here(value) => {
+            all.push(Attribute { index: entry.index, name: entry.name.to_vec(), value: value.to_vec() });
+            Ok(false)
+        }
+        Value::Inode { .. } => {
+            Err(Error::corrupt("the value of an attribute is in an inode, without ea_inode"))
+        }
+    })?;
+    Ok(all)
+}
+
+/// The value of an attribute.
+pub(crate) fn get(volume: &Volume, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
+    let (index, rest) = split_name(name)?;
     if is_acl(index) && inode.kind == Kind::Symlink {
         return Err(Errno::EOPNOTSUPP.into());
     }
@@ -101,7 +130,7 @@ pub(crate) fn inline_data(volume: &Volume, inode: &Inode) -> Result<Option<Vec<u
     find(volume, inode, INDEX_SYSTEM, b"data")
 }
 
-fn is_acl(index: u8) -> bool {
+pub(crate) fn is_acl(index: u8) -> bool {
     matches!(index, INDEX_ACL_ACCESS | INDEX_ACL_DEFAULT)
 }
 
@@ -143,7 +172,7 @@ fn visit(volume: &Volume, inode: &Inode, seen: &mut dyn FnMut(&Entry<'_>) -> Res
         .map_err(|error| in_inode(error.in_block(number)))
 }
 
-fn check_block(volume: &Volume, number: u64, block: &[u8]) -> Result<()> {
+pub(crate) fn check_block(volume: &Volume, number: u64, block: &[u8]) -> Result<()> {
     if le32(block, 0) != MAGIC || le32(block, 8) != 1 {
         return Err(Error::corrupt("a block of attributes has no magic number"));
     }

@@ -226,7 +226,8 @@ fn options_are_taken_or_named() {
         ("data=fast", Some("data=fast")),
         ("sb=x", Some("sb=x")),
         ("sb=0", Some("sb=0")),
-        ("rw+", Some("not supported yet")),
+        ("rw+,data=writeback,discard,nobarrier", None),
+        ("data=journal", Some("data=journal")),
         ("commit=soon", Some("commit=soon")),
         ("journal_path=/dev/sda", Some("journal_path")),
     ] {

@@ -22,6 +22,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// The folder of a target's seeds.
+fn seeds_of(target: &str) -> &str {
+    target.strip_suffix("-write").unwrap_or(target)
+}
+
 struct Args {
     target: String,
     seconds: u64,
@@ -50,7 +55,7 @@ fn parse() -> Result<Args, String> {
         return Err(format!("name a target: {}", veduta_tests::TARGETS.join(", ")));
     }
     if args.files.is_empty() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(&args.target);
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(seeds_of(&args.target));
         let entries = std::fs::read_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         args.files = entries.flatten().map(|entry| entry.path()).collect();
         args.files.sort();

@@ -88,11 +88,11 @@ impl Tour {
             "Now the partition becomes part of the file system, through FUSE: any program can use it. The command returns once the \
              mount answers, and a server stays in the background.",
         );
-        self.run(&["mount", "sample.img#2", "mnt"])?;
+        self.run(&["mount", "-o", "ro", "sample.img#2", "mnt"])?;
         self.tell("From here on these are the ordinary programs of this machine.");
         self.run_other(&["ls", "-l", "mnt", "mnt/usr/share/doc/sample"])?;
         self.run_other(&["cat", "mnt/README"])?;
-        self.tell("Reading is all that is allowed, and the image stays as it is:");
+        self.tell("Mounted with ro, reading is all that is allowed, and the image stays as it is:");
         self.run_expecting_failure(&["touch", "mnt/new"])?;
 
         self.say("Unmounting it");

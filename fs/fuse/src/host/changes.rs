@@ -103,6 +103,11 @@ impl Host {
                 self.attr(&attr);
                 Ok(0)
             }
+            (Ok(done), Some(Chattr::Set | Chattr::SetMore)) => {
+                // The driver knows more flags than the contract. Those that we obey are looked at here.
+                self.attr(&self.fs.getattr(ino)?);
+                Ok(done)
+            }
             (asked, _) => asked,
         }
     }

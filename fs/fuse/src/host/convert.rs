@@ -84,13 +84,16 @@ pub(super) fn ready_to(ready: Ready) -> PollEvents {
 pub(super) enum Chattr {
     Get,
     Set,
+    SetMore,
 }
 
-/// `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`, with the size of a `long` or of an `int` (32-bit programs).
+/// `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`, with the size of a `long` or of an `int` (32-bit programs); `FS_IOC_FSSETXATTR`, which
+/// drivers know or not.
 pub(super) fn chattr_call(command: u32) -> Option<Chattr> {
     match command {
         0x8008_6601 | 0x8004_6601 => Some(Chattr::Get),
         0x4008_6602 | 0x4004_6602 => Some(Chattr::Set),
+        0x401c_5820 => Some(Chattr::SetMore),
         _ => None,
     }
 }

@@ -1,0 +1,384 @@
+//! Single rules.
+
+use std::ffi::OsStr;
+
+use veduta_api::{Allocate, Errno, Kind, NewNode, OpenFlags, Perm, RenameFlags, Seek, SetAttr, XattrMode};
+
+use crate::support::{Make, NEW, Tree, assert_clean, e2fsck, folder, mount, read_all, try_mount};
+
+const EXT4: Make = Make { kib: 16384, words: "-t ext4 -b 1024" };
+const EXT2: Make = Make { kib: 8192, words: "-t ext2 -b 1024" };
+
+#[test]
+fn a_mount_that_changes_nothing_writes_nothing() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let before = memory.bytes();
+    let tree = mount(&memory, "");
+    tree.stat("").unwrap();
+    tree.0.sync().unwrap();
+    tree.0.unmount().unwrap();
+    assert!(memory.bytes() == before);
+}
+
+#[test]
+fn an_unlinked_file_stays_readable_and_then_gives_its_space_back() {
+    for make in [EXT4, EXT2] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "");
+        let free = tree.0.statfs().unwrap();
+        let file = tree.create("gone").unwrap();
+        file.write_at(&[7; 100_000], 0).unwrap();
+        tree.unlink("gone").unwrap();
+        assert_eq!(tree.stat("gone").err(), Some(Errno::ENOENT));
+        file.write_at(&[8; 10], 50).unwrap();
+        assert_eq!(read_all(&*file).unwrap()[49..61], [7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 7]);
+        assert!(tree.0.statfs().unwrap().blocks_free < free.blocks_free);
+        drop(file);
+        assert_eq!(tree.0.statfs().unwrap().blocks_free, free.blocks_free);
+        assert_eq!(tree.0.statfs().unwrap().files_free, free.files_free);
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
+fn a_file_that_is_open_and_nameless_at_a_crash_is_gone_after_it() {
+    for how in ["ours", "e2fsck"] {
+        let dir = folder();
+        let memory = EXT4.make(dir.path());
+        let tree = mount(&memory, "");
+        let file = tree.create("gone").unwrap();
+        file.write_at(&[7; 100_000], 0).unwrap();
+        tree.unlink("gone").unwrap();
+        let (_, temporary) = tree.0.tmpfile(veduta_api::Ino::ROOT, &NEW, OpenFlags::READ_WRITE).unwrap();
+        temporary.write_at(b"temporary", 0).unwrap();
+        tree.0.sync().unwrap();
+        let crashed = crate::support::Memory::new(memory.bytes());
+        if how == "ours" {
+            let tree = mount(&crashed, "");
+            assert!(tree.list("").unwrap().iter().all(|(name, _)| name == "lost+found"));
+            tree.0.unmount().unwrap();
+            assert_clean(&crashed, dir.path());
+        } else {
+            let (status, said) = e2fsck(&crashed, dir.path(), "-p");
+            assert!(matches!(status, Some(0 | 1)), "{status:?} {said}");
+        }
+    }
+}
+
+#[test]
+fn thousands_of_files_fit_into_a_directory() {
+    for (make, count) in [
+        (Make { kib: 65536, words: "-t ext4 -b 4096 -N 50000" }, long(15_000, 40_000)),
+        (Make { kib: 32768, words: "-t ext4 -b 1024 -O large_dir -N 20000" }, long(6_000, 15_000)),
+    ] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "");
+        tree.mkdir("many").unwrap();
+        let many = tree.lookup("many").unwrap().ino;
+        for number in 0..count {
+            let name = format!("a file with a longer name, number {number}");
+            let (entry, file) = tree.0.create(many, OsStr::new(&name), &NEW, OpenFlags::READ_WRITE).unwrap();
+            drop(file);
+            tree.0.forget(entry.ino, 1);
+        }
+        assert_eq!(tree.list("many").unwrap().len(), count);
+        tree.0.sync().unwrap();
+        assert_clean_after_replay(&memory, dir.path());
+        for number in (0..count).filter(|number| number % 3 > 0) {
+            let name = format!("a file with a longer name, number {number}");
+            tree.0.unlink(many, OsStr::new(&name)).unwrap();
+        }
+        assert_eq!(tree.list("many").unwrap().len(), count.div_ceil(3));
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+/// A number, and one that `LONG=1` asks for.
+fn long(short: usize, long: usize) -> usize {
+    if std::env::var_os("LONG").is_some() { long } else { short }
+}
+
+fn assert_clean_after_replay(memory: &crate::support::Memory, dir: &std::path::Path) {
+    let crashed = crate::support::Memory::new(memory.bytes());
+    mount(&crashed, "").0.unmount().unwrap();
+    assert_clean(&crashed, dir);
+}
+
+#[test]
+fn a_file_may_have_thousands_of_extents() {
+    for make in [
+        Make { kib: 262_144, words: "-t ext4 -b 1024 -N 64" },
+        Make { kib: 262_144, words: "-t ext3 -b 1024 -N 64" },
+    ] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "");
+        let file = tree.create("holes").unwrap();
+        let count = long(12_000, 100_000) as u64;
+        for number in 0..count {
+            file.write_at(&number.to_le_bytes(), number * 2048).unwrap();
+        }
+        let mut found = [0; 8];
+        for number in (0..count).step_by(97) {
+            file.read_at(&mut found, number * 2048).unwrap();
+            assert_eq!(u64::from_le_bytes(found), number);
+        }
+        assert_eq!(file.seek(Seek::Hole, 2048), Ok(3072));
+        assert_eq!(file.seek(Seek::Data, 3072), Ok(4096));
+        tree.0.sync().unwrap();
+        assert_clean_after_replay(&memory, dir.path());
+        file.allocate(Allocate::PunchHole, 10_000, count * 500).unwrap();
+        tree.truncate("holes", count * 1500).unwrap();
+        drop(file);
+        tree.0.sync().unwrap();
+        assert_clean_after_replay(&memory, dir.path());
+        tree.unlink("holes").unwrap();
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
+fn a_full_disk_says_so_and_stays_whole() {
+    for make in [EXT4, EXT2, Make { kib: 8192, words: "-t ext3 -b 1024 -J size=1" }] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "");
+        for round in 0..2 {
+            let mut made = 0;
+            let end = loop {
+                let file = match tree.create(&format!("file {made}")) {
+                    Ok(file) => file,
+                    Err(errno) => break errno,
+                };
+                made += 1;
+                match file.write_at(&vec![made as u8; 50_000], 0) {
+                    Ok(50_000) => {}
+                    Ok(_) => {}
+                    Err(errno) => break errno,
+                }
+            };
+            assert_eq!(end, Errno::ENOSPC);
+            assert!(made > 50, "round {round}: {made}");
+            for number in 0..made {
+                tree.unlink(&format!("file {number}")).unwrap();
+            }
+        }
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
+fn acls_are_inherited_and_follow_the_mode() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "");
+    tree.mkdir("dir").unwrap();
+    let (access, default) = (OsStr::new("system.posix_acl_access"), OsStr::new("system.posix_acl_default"));
+    let entry = |tag: u16, permissions: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let nobody = u32::MAX;
+    let list = [
+        2u32.to_le_bytes().to_vec(),
+        entry(1, 7, nobody),
+        entry(2, 6, 1234),
+        entry(4, 5, nobody),
+        entry(0x10, 7, nobody),
+        entry(0x20, 5, nobody),
+    ]
+    .concat();
+    let set = |path: &str, name: &OsStr, value: &[u8]| {
+        tree.on(path, |ino| tree.0.setxattr(ino, name, value, XattrMode::Set))
+    };
+    set("dir", default, &list).unwrap();
+    assert_eq!(set("dir", access, b"nonsense"), Err(Errno::EINVAL));
+    drop(tree.create("dir/file").unwrap());
+    let get = |path: &str, name: &OsStr| tree.on(path, |ino| tree.0.getxattr(ino, name));
+    // The mode of creation, 755, cuts the mask; the umask does not count.
+    assert_eq!(tree.stat("dir/file").unwrap().perm.bits(), 0o755);
+    assert_eq!(get("dir/file", access).unwrap()[4 + 3 * 8..][2], 5);
+    assert_eq!(set("dir/file", default, &list), Err(Errno::EACCES));
+    let changes = SetAttr { perm: Some(Perm::from_mode(0o640)), ..SetAttr::default() };
+    tree.setattr("dir/file", &changes).unwrap();
+    assert_eq!(get("dir/file", access).unwrap()[4 + 3 * 8..][2], 4);
+    set("dir/file", access, &list).unwrap();
+    assert_eq!(tree.stat("dir/file").unwrap().perm.bits(), 0o775);
+    tree.mkdir("dir/inner").unwrap();
+    assert_eq!(get("dir/inner", default).unwrap(), list);
+    tree.on("dir/file", |ino| tree.0.removexattr(ino, access)).unwrap();
+    assert_eq!(get("dir/file", access), Err(Errno::ENODATA));
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
+fn device_nodes_keep_their_numbers() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "");
+    let numbers = [(8, 1), (259, 70_000), (0, 0)];
+    for (at, (major, minor)) in numbers.into_iter().enumerate() {
+        let rdev = veduta_api::Device { major, minor };
+        let new = NewNode { kind: Kind::BlockDevice, rdev, ..NEW };
+        tree.at(&format!("device {at}"), |dir, name| tree.0.mknod(dir, name, &new)).unwrap();
+    }
+    let look = |tree: &Tree| {
+        for (at, (major, minor)) in numbers.into_iter().enumerate() {
+            assert_eq!(tree.stat(&format!("device {at}")).unwrap().rdev, veduta_api::Device { major, minor });
+        }
+    };
+    look(&tree);
+    tree.0.unmount().unwrap();
+    look(&mount(&memory, "ro"));
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_by_name_and_stays_readable() {
+    for (words, feature) in [
+        ("-t ext4 -O casefold", "casefold"),
+        ("-t ext4 -O quota", "quota"),
+        ("-t ext4 -O encrypt", "encrypt"),
+        ("-t ext4 -O mmp", "mmp"),
+    ] {
+        let dir = folder();
+        let memory = Make { kib: 16384, words }.make(dir.path());
+        let error = try_mount(&memory, "").err().unwrap();
+        assert!(error.message.contains(feature), "{}", error.message);
+        mount(&memory, "ro").list("").unwrap();
+    }
+}
+
+#[test]
+fn a_volume_with_errors_is_mounted_read_only() {
+    let dir = folder();
+    let memory = EXT2.make(dir.path());
+    let mut bytes = memory.bytes();
+    bytes[1024 + 0x3a] = 2;
+    let memory = crate::support::Memory::new(bytes);
+    let tree = mount(&memory, "");
+    assert_eq!(tree.0.facts().caching, veduta_api::Caching::Immutable);
+    assert_eq!(tree.create("file").err(), Some(Errno::EROFS));
+    tree.0.unmount().unwrap();
+}
+
+#[test]
+fn damage_that_a_change_meets_ends_all_changes() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "");
+    tree.mkdir("dir").unwrap();
+    tree.0.unmount().unwrap();
+    drop(tree);
+    // The bitmaps of all groups get a wrong bit each.
+    let mut bytes = memory.bytes();
+    for group in 0..2 {
+        let descriptor = 2048 + group * 64;
+        let bitmap = u32::from_le_bytes(bytes[descriptor..descriptor + 4].try_into().unwrap()) as usize;
+        bytes[bitmap * 1024 + 900] ^= 1;
+    }
+    let memory = crate::support::Memory::new(bytes);
+    let tree = mount(&memory, "");
+    let file = tree.create("dir/file").unwrap();
+    assert_eq!(file.write_at(&[1; 100], 0), Err(Errno::EUCLEAN));
+    assert_eq!(tree.create("dir/other").err(), Some(Errno::EROFS));
+    assert!(tree.stat("dir/file").is_ok());
+    drop(file);
+    let _ = tree.0.unmount();
+    // The next mount knows.
+    assert_eq!(mount(&memory, "").0.facts().caching, veduta_api::Caching::Immutable);
+}
+
+#[test]
+fn a_disk_that_fails_is_reported() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "");
+    let file = tree.create("file").unwrap();
+    file.sync(false).unwrap();
+    memory.fails.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(file.write_at(&[1; 5000], 0), Err(Errno::EIO));
+    tree.mkdir("dir").unwrap();
+    assert_eq!(file.sync(false), Err(Errno::EIO));
+    assert_eq!(file.sync(false), Err(Errno::EIO));
+    assert_eq!(tree.mkdir("other"), Err(Errno::EROFS));
+    drop(file);
+    assert_eq!(tree.0.unmount(), Err(Errno::EIO));
+    memory.fails.store(false, std::sync::atomic::Ordering::Relaxed);
+    let tree = mount(&memory, "");
+    assert_eq!(tree.read_file("file").unwrap(), b"");
+    assert_eq!(tree.stat("dir").err(), Some(Errno::ENOENT));
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
+fn the_parent_of_a_directory_that_moved_is_the_new_one() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "");
+    for path in ["a", "b", "a/moved"] {
+        tree.mkdir(path).unwrap();
+    }
+    for number in 0..200 {
+        drop(tree.create(&format!("a/moved/a name that is long enough {number}")).unwrap());
+    }
+    tree.rename("a/moved", "b/moved", RenameFlags::default()).unwrap();
+    let b = tree.lookup("b").unwrap().ino;
+    assert_eq!(tree.on("b/moved", |ino| tree.0.parent(ino)), Ok(b));
+    assert_eq!((tree.stat("a").unwrap().nlink, tree.stat("b").unwrap().nlink), (2, 3));
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
+fn inline_content_moves_out_when_it_is_changed() {
+    let dir = folder();
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("small dir/inner")).unwrap();
+    for (name, len) in [("empty", 0), ("a", 10), ("b", 59), ("c", 61), ("d", 100), ("small dir/inner/e", 90)]
+    {
+        std::fs::write(source.join(name), vec![b'x'; len]).unwrap();
+    }
+    let words = format!("-t ext4 -b 1024 -O inline_data -d {}", source.display());
+    let memory = Make { kib: 16384, words: Box::leak(words.into_boxed_str()) }.make(dir.path());
+    let tree = mount(&memory, "");
+    let inline = |path: &str| tree.stat(path).unwrap().blocks <= 1;
+    assert!(inline("a") && inline("d"), "mke2fs made nothing inline");
+    tree.open("a").unwrap().write_at(b"yy", 9).unwrap();
+    tree.open("d").unwrap().write_at(b"yy", 5000).unwrap();
+    tree.truncate("c", 20).unwrap();
+    tree.truncate("c", 70).unwrap();
+    tree.open("b").unwrap().allocate(Allocate::PunchHole, 1, 3).unwrap();
+    tree.on("empty", |ino| tree.0.setxattr(ino, OsStr::new("user.x"), &[1; 30], XattrMode::Set)).unwrap();
+    tree.rename("small dir/inner", "moved", RenameFlags::default()).unwrap();
+    tree.mkdir("small dir/new").unwrap();
+    drop(tree.create("moved/f").unwrap());
+    let look = |tree: &Tree| {
+        assert_eq!(tree.read_file("a").unwrap(), b"xxxxxxxxxyy");
+        let d = tree.read_file("d").unwrap();
+        assert!(d.len() == 5002 && d[..100] == [b'x'; 100] && d[100..5000].iter().all(|byte| *byte == 0));
+        assert_eq!(tree.read_file("c").unwrap(), [&[b'x'; 20][..], &[0; 50]].concat());
+        assert_eq!(tree.read_file("b").unwrap()[..6], [b'x', 0, 0, 0, b'x', b'x']);
+        assert_eq!(tree.read_file("moved/e").unwrap(), [b'x'; 90]);
+        assert_eq!(tree.list("small dir").unwrap().len(), 1);
+    };
+    look(&tree);
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+    let tree = mount(&memory, "");
+    look(&tree);
+    for path in ["a", "b", "c", "d", "empty", "moved/e", "moved/f"] {
+        tree.unlink(path).unwrap();
+    }
+    tree.rmdir("moved").unwrap();
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
