@@ -105,6 +105,7 @@ EXAMPLES
   veduta run --mount ext2:disk.img:/mnt -- ls /mnt
   veduta run --mount bind:/tmp/hosts:/etc/hosts -- curl example
   veduta run --mount iso9660:cd.iso:/mnt:uid=1000 -- make -C /mnt/src
+  veduta run --cow /tmp/try -- make install        then: veduta diff /tmp/try
 
 FILES
   /etc/vedutarc, ~/.vedutarc   run in the view before the command, if they may be run
@@ -590,6 +591,15 @@ pub(crate) struct Run {
     /// several times; each sees those before it.
     #[arg(long = "mount", short = 'm', value_name = "MOUNT")]
     pub(crate) mounts: Vec<OsString>,
+    /// Try it and keep it or throw it away: whatever the command changes goes to this directory, and nowhere else
+    ///
+    /// A copy-on-write mount over / (or what --over names); /proc, /sys, /dev and DIR itself stay as they are. Afterwards: `veduta
+    /// diff DIR`, `veduta commit DIR`, `veduta discard DIR`, `veduta export DIR`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cow: Option<PathBuf>,
+    /// With --cow: what is written over; / if not given. With several, the changes of PATH go to DIR/PATH
+    #[arg(long, value_name = "PATH", requires = "cow")]
+    pub(crate) over: Vec<PathBuf>,
     /// Run this script in the view before the command, in place of ~/.vedutarc and /etc/vedutarc
     #[arg(long, value_name = "FILE", conflicts_with = "no_rc")]
     pub(crate) rc: Option<PathBuf>,

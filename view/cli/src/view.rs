@@ -40,7 +40,13 @@ impl Catalogue for Types {
 
 /// Runs a command in a view.
 pub(crate) fn run(args: &args::Run) -> Result<ExitCode, Failure> {
-    let mounts = args.mounts.iter().map(|text| parse_mount(text)).collect::<Result<_, _>>()?;
+    let mut mounts = match &args.cow {
+        Some(upper) => copy_on_write(upper, &args.over)?,
+        None => Vec::new(),
+    };
+    for text in &args.mounts {
+        mounts.push(parse_mount(text)?);
+    }
     let command = if args.command.is_empty() { vec![shell()] } else { args.command.clone() };
     start(Settings {
         command,
@@ -58,6 +64,34 @@ fn start(settings: Settings) -> Result<ExitCode, Failure> {
 
 fn shell() -> OsString {
     std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into())
+}
+
+/// The mounts of `--cow`.
+fn copy_on_write(upper: &Path, over: &[PathBuf]) -> Result<Vec<MountRequest>, Failure> {
+    let failed = |path: &Path, error: &std::io::Error| Failure::system(format!("{}: {error}", path.display()));
+    std::fs::create_dir_all(upper).map_err(|error| failed(upper, &error))?;
+    let upper = upper.canonicalize().map_err(|error| failed(upper, &error))?;
+    let root = [PathBuf::from("/")];
+    let over = if over.is_empty() { &root } else { over };
+    let mut mounts = Vec::new();
+    for path in over {
+        let path = path.canonicalize().map_err(|error| failed(path, &error))?;
+        let of_path = match over {
+            [_] => upper.clone(),
+            _ => upper.join(path.strip_prefix("/").unwrap_or(&path)),
+        };
+        std::fs::create_dir_all(&of_path).map_err(|error| failed(&of_path, &error))?;
+        let kept = [Path::new("/proc"), Path::new("/sys"), Path::new("/dev"), &upper];
+        let kept = kept.iter().filter_map(|kept| kept.strip_prefix(&path).ok());
+        let except: String = kept.map(|kept| format!(",except=/{}", kept.display())).collect();
+        mounts.push(MountRequest {
+            type_name: "viewfs".into(),
+            source: of_path.into_os_string(),
+            target: path.into_os_string(),
+            options: format!("cow{except}"),
+        });
+    }
+    Ok(mounts)
 }
 
 /// The scripts that run first: those that exist and may be run.

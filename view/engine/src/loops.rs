@@ -303,7 +303,8 @@ fn configure(call: &Call<'_>, loops: &Arc<Loops>, number: u32, fd: i32, info: Ve
         error.errno
     };
     let host = call.view.catalogue.world(&mut options).map_err(refused)?;
-    let world = ViewWorld { call, start: Start::Host(Vec::new()), host, uses: std::cell::RefCell::default() };
+    let uses = std::cell::RefCell::default();
+    let world = ViewWorld { call, start: Start::Host(Vec::new()), host, target: None, uses };
     let disk = match start {
         Start::Tree(node) => {
             let attr = node.attr()?;

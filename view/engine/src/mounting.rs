@@ -26,9 +26,6 @@ use crate::world::{DiskTree, ViewWorld};
 
 /// Types that show a part of the view in another place.
 const BINDS: &[&str] = &["bind", "vufs", "viewfs", "umviewfs"];
-/// Modes of those that a driver serves.
-const UNION_MODES: &[&str] =
-    &["merge", "cow", "mincow", "lowerdir", "upperdir", "vstat", "nochcopy", "hide", "worm"];
 /// Words of mount(8) and fstab(5) that mean nothing here, or what the view does anyhow.
 const IGNORED: &[&str] = &[
     "rw",
@@ -177,13 +174,12 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
     let mut options = Options::parse(&request.options)?;
     let words = take_words(&mut options)?;
     let target = target_path(call, request)?;
-    let is_bind =
-        BINDS.contains(&request.type_name.as_str()) && !options.keys().any(|key| UNION_MODES.contains(&key));
+    // With any word of a union it is one, and a driver's affair.
+    let is_bind = BINDS.contains(&request.type_name.as_str()) && options.is_empty();
     let made = if is_bind {
-        options.check(&[])?;
         bind(call, request)?
     } else {
-        from_module(call, request, options, words.read_only)?
+        from_module(call, request, &target, options, words.read_only)?
     };
     let before = Arc::new(Table::new(table.mounts().to_vec()));
     let mount = Arc::new(Mount {
@@ -317,6 +313,7 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
 fn from_module(
     call: &Call<'_>,
     request: &MountRequest,
+    target: &[u8],
     mut options: Options,
     read_only: bool,
 ) -> Result<Made, MountError> {
@@ -328,7 +325,8 @@ fn from_module(
         false => catalogue.world(&mut Options::default())?,
     };
     let start = start(call).map_err(|errno| MountError::system(errno, errno.desc()))?;
-    let world = ViewWorld { call, start, host, uses: std::cell::RefCell::default() };
+    let target = Some(OsStr::from_bytes(shown(target)).to_owned());
+    let world = ViewWorld { call, start, host, target, uses: std::cell::RefCell::default() };
     let module = match request.type_name.as_str() {
         "" | "auto" => probe(call, &world, &request.source)?,
         name => catalogue.find(name).ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! Where the sources of mounts come from: the view as it was before the mount.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(crate) struct ViewWorld<'a> {
     pub start: Start,
     /// The host's sources.
     pub host: Box<dyn World>,
+    /// Where the mount is to be.
+    pub target: Option<OsString>,
     /// Mounts whose objects were used: they are busy as long as the new one is there.
     pub uses: RefCell<Vec<Arc<Node>>>,
 }
@@ -103,6 +105,10 @@ impl World for ViewWorld<'_> {
                 Err(MountError::system(Errno::ENOTDIR, "it is not a directory, and a directory is wanted"))
             }
         }
+    }
+
+    fn mount_point(&self) -> Option<&OsStr> {
+        self.target.as_deref()
     }
 
     fn shows_real_numbers(&self) -> bool {
