@@ -112,8 +112,12 @@ impl Inner {
             gid: owner.1,
             rdev: Default::default(),
         };
-        let (entry, file) =
-            self.fs.create(dir, name, &new, OpenFlags { write: true, ..OpenFlags::default() })?;
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let (entry, file) = match self.fs.create(dir, name, &new, flags) {
+            // A directory may be of a group that its owner is not in: then the group stays as chown(2) leaves it for -1.
+            Err(Errno::EPERM) => self.fs.create(dir, name, &NewNode { gid: u32::MAX, ..new }, flags)?,
+            made => made?,
+        };
         let written = file.write_at(bytes, 0).and_then(|len| {
             if len < bytes.len() {
                 return Err(Errno::ENOSPC);

@@ -200,7 +200,7 @@ impl<'a> Call<'a> {
     /// Whether the permission bits allow something.
     pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
         match place {
-            Place::Tree(node, attr) if !node.mount.facts.own_permissions => self.identity.may(attr, wanted),
+            Place::Tree(node, attr) if node.mount.checks_permissions() => self.identity.may(attr, wanted),
             _ => Ok(()),
         }
     }

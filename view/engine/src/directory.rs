@@ -238,6 +238,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         no_exec: false.into(),
         permanent: false,
         alias: None,
+        is_owned: false,
         of_host: true,
         is_pseudo: false,
         is_hidden: true,

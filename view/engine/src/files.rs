@@ -306,7 +306,7 @@ fn make(call: &Call<'_>, dirfd: u64, path: u64, kind: Kind, mode: u32, device: u
     let rdev = Device { major: libc::major(device), minor: libc::minor(device) };
     if matches!(kind, Kind::CharDevice | Kind::BlockDevice)
         && !call.identity.is_root()
-        && !directory.mount.facts.own_permissions
+        && directory.mount.checks_permissions()
     {
         return Err(Errno::EPERM);
     }
@@ -368,7 +368,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
     let (node, attr) = node(found.existing()?)?;
     Call::unguarded(above, false)?;
     Call::unguarded(attr, false)?;
-    if !directory.mount.facts.own_permissions {
+    if directory.mount.checks_permissions() {
         call.identity.may_remove(above, attr)?;
     }
     if found.wants_dir && attr.kind != Kind::Directory {
@@ -442,7 +442,7 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         call.may(place, WRITE | EXECUTE)?;
     }
     check_name(to_dir, &new.name)?;
-    let checks = !from_dir.mount.facts.own_permissions;
+    let checks = from_dir.mount.checks_permissions();
     for above in [from_above, to_above] {
         Call::unguarded(above, false)?;
     }
@@ -595,7 +595,7 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
     if attr.flags.immutable || (attr.flags.append_only && !only_touches(&changes)) {
         return Err(Errno::EPERM);
     }
-    if !node.mount.facts.own_permissions {
+    if node.mount.checks_permissions() {
         call.identity.may_change(attr, &mut changes)?;
     }
     guarded(|| node.tree().setattr(node.ino, &changes))?;

@@ -46,6 +46,7 @@ const AUTO_CLEAR: u32 = 4;
 
 /// The major number of loop devices, and that of `/dev/loop-control`'s.
 const MAJOR: u32 = 7;
+const FIRST_MINOR: u32 = 0x8_0000;
 const CONTROL: Ino = Ino(2);
 const FIRST: u64 = 16;
 /// Devices of a view at most.
@@ -94,7 +95,8 @@ impl Filesystem for Loops {
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         let (kind, major, minor) = match Self::number(ino) {
             None => (Kind::CharDevice, 10, 237),
-            Some(number) => (Kind::BlockDevice, MAJOR, number),
+            // Minor numbers that no device of the host has: what sysfs says of those is not about ours.
+            Some(number) => (Kind::BlockDevice, MAJOR, FIRST_MINOR + number),
         };
         let mut attr = Attr::new(ino.0, kind, Perm::from_mode(0o660));
         attr.uid = nix::unistd::geteuid().as_raw();
@@ -179,6 +181,7 @@ fn hidden(
         no_exec: false.into(),
         permanent: true,
         alias: None,
+        is_owned: false,
         of_host: false,
         is_pseudo: false,
         is_hidden: true,

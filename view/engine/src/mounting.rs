@@ -199,6 +199,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         of_host: made.of_host,
+        is_owned: made.is_image && !view.is_root && !words.human,
         is_hidden: false,
         uses: made.uses,
         before,
@@ -211,6 +212,7 @@ struct Words {
     read_only: bool,
     no_exec: bool,
     permanent: bool,
+    human: bool,
     except: Vec<Vec<u8>>,
     shown: String,
 }
@@ -239,6 +241,7 @@ fn take_words(options: &mut Options) -> Result<Words, MountError> {
         read_only: options.take_flag("ro")?,
         no_exec: options.take_flag("noexec")?,
         permanent: options.take_flag("permanent")? | options.take_flag("perm")?,
+        human: options.take_flag("human")?,
         except: except.iter().map(canonical).collect(),
         shown,
     })
@@ -270,6 +273,7 @@ struct Made {
     read_only: bool,
     alias: Option<Vec<u8>>,
     of_host: bool,
+    is_image: bool,
     uses: Vec<Arc<Node>>,
 }
 
@@ -306,6 +310,7 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
             Place::Host(_) => true,
             Place::Tree(node, _) => node.mount.of_host,
         },
+        is_image: matches!(place, Place::Tree(node, _) if node.mount.is_owned),
         uses,
     })
 }
@@ -369,6 +374,7 @@ fn from_module(
             Service::Disk(_) => is_disk_read_only,
             Service::Tree | Service::Loops(_) => read_only,
         },
+        is_image: module.source() == SourceKind::Disk && matches!(service, Service::Tree),
         service,
         alias: None,
         of_host: false,
@@ -454,6 +460,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         permanent: mount.permanent,
         alias: mount.alias.clone(),
         of_host: mount.of_host,
+        is_owned: mount.is_owned,
         is_pseudo: mount.is_pseudo,
         is_hidden: false,
         uses: mount.uses.clone(),

@@ -51,6 +51,8 @@ pub(crate) struct Mount {
     pub no_exec: AtomicBool,
     /// It cannot be unmounted.
     pub permanent: bool,
+    /// An image that an ordinary user mounted: it is that user's file, and its permission bits do not bind who owns it.
+    pub(crate) is_owned: bool,
     /// What it shows is this path of the view before, with the mounts that are below there.
     pub alias: Option<Vec<u8>>,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.
@@ -69,6 +71,11 @@ impl Mount {
     /// Whether nothing may be changed.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Whether permission bits are to be obeyed here.
+    pub(crate) fn checks_permissions(&self) -> bool {
+        !self.facts.own_permissions && !self.is_owned
     }
 
     /// The device number that `stat` shows for its nodes: of major 0, as for everything without a device.

@@ -296,7 +296,7 @@ impl Walk<'_, '_> {
 
     fn may_search(&self) -> Result<()> {
         match &self.place {
-            Place::Tree(node, attr) if !node.mount.facts.own_permissions => {
+            Place::Tree(node, attr) if node.mount.checks_permissions() => {
                 self.walker.identity.may(attr, EXECUTE)
             }
             _ => Ok(()),
