@@ -201,6 +201,15 @@ impl<'a> Call<'a> {
     pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
         match place {
             Place::Tree(node, attr) if node.mount.checks_permissions() => self.identity.may(attr, wanted),
+            // As for root: what nobody may run is no program.
+            Place::Tree(node, attr)
+                if node.mount.is_owned
+                    && wanted & crate::identity::EXECUTE != 0
+                    && attr.kind == veduta_api::Kind::File
+                    && attr.perm.bits() & 0o111 == 0 =>
+            {
+                Err(Errno::EACCES)
+            }
             _ => Ok(()),
         }
     }

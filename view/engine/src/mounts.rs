@@ -51,7 +51,8 @@ pub(crate) struct Mount {
     pub no_exec: AtomicBool,
     /// It cannot be unmounted.
     pub permanent: bool,
-    /// An image that an ordinary user mounted: it is that user's file, and its permission bits do not bind who owns it.
+    /// An ordinary user mounted an image, or a tree made of others: what is that user's own is not guarded against its owner, and
+    /// what is not, the kernel guards when the driver gets there. Permission bits do not count, unless `human` says so.
     pub(crate) is_owned: bool,
     /// What it shows is this path of the view before, with the mounts that are below there.
     pub alias: Option<Vec<u8>>,

@@ -128,6 +128,10 @@ fn run_child(
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
+    // The engine may have learnt a secret, and then nobody may look into it, nor into what it forks; but it must see which program is
+    // to be run. The secret's copy goes with the exec.
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
     // Root can do without, and then set-user-id programs keep their meaning.
     let mut installed = stop::add_own_filter(header, false);
     if installed == Err(Errno::EACCES) {
