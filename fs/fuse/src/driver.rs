@@ -15,7 +15,7 @@ use nix::unistd::{getegid, geteuid};
 use tracing::level_filters::LevelFilter;
 use veduta_api::{
     DeviceNode, Disk, Filesystem, Ino, Link, Module, MountError, MountErrorKind, Object, OptionSpec, Options,
-    OptionsError, Request, SourceKind, World,
+    OptionsError, Request, SecretSource, SourceKind, World,
 };
 
 use veduta_disk::DriveTree;
@@ -382,6 +382,12 @@ impl World for AtPoint<'_> {
     }
     fn secret(&self, prompt: &str) -> Result<Vec<u8>, MountError> {
         self.world.secret(prompt)
+    }
+    fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
+        self.world.secret_from(source)
+    }
+    fn shows_real_numbers(&self) -> bool {
+        self.world.shows_real_numbers()
     }
 }
 

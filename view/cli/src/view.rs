@@ -68,7 +68,8 @@ fn shell() -> OsString {
 
 /// The mounts of `--cow`.
 fn copy_on_write(upper: &Path, over: &[PathBuf]) -> Result<Vec<MountRequest>, Failure> {
-    let failed = |path: &Path, error: &std::io::Error| Failure::system(format!("{}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: &std::io::Error| Failure::system(format!("{}: {error}", path.display()));
     std::fs::create_dir_all(upper).map_err(|error| failed(upper, &error))?;
     let upper = upper.canonicalize().map_err(|error| failed(upper, &error))?;
     let root = [PathBuf::from("/")];

@@ -374,7 +374,8 @@ fn from_module(
             Service::Disk(_) => is_disk_read_only,
             Service::Tree | Service::Loops(_) => read_only,
         },
-        is_image: matches!(module.source(), SourceKind::Disk | SourceKind::Tree) && matches!(service, Service::Tree),
+        is_image: matches!(module.source(), SourceKind::Disk | SourceKind::Tree)
+            && matches!(service, Service::Tree),
         service,
         alias: None,
         of_host: false,
