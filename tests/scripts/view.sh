@@ -121,6 +121,12 @@ script $TMP/m/bin/script one m/bin/nested x
 status 0" "$(in_view --mount "ext2:$TMP/ext4.img:$TMP/m" 'm/bin/true && m/bin/script a b; m/bin/nested x')"
 done
 
+# Files that were closed kept the engine's descriptors for seconds, until it had none left.
+same "3000 files, one after the other, need no 3000 descriptors" "3000
+status 0" "$(mkdir many; cd many && VEDUTA_PLANE=emulated prlimit --nofile=3500:3500 timeout -k 1 30 "$VEDUTA" run -N --mount bind:/:/ -- \
+    bash -c 'for i in {1..3000}; do : >f$i || exit; done; ls | wc -l' 2>&1; echo "status $?")"
+rm -r many
+
 # What a program needs of the kernel, in a view in which everything is virtual.
 for plane in default emulated; do
     if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi

@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -332,12 +332,23 @@ pub(crate) struct StandIns {
     /// Where directories are made, for a moment.
     home: PathBuf,
     made: AtomicU64,
+    /// With so many, those that nobody uses are let go.
+    crowd: AtomicUsize,
 }
+
+/// Stand-ins that are kept without looking whether somebody uses them. Each costs the engine two or three descriptors.
+const FEW: usize = 1024;
 
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
     pub(crate) fn new(home: PathBuf) -> Self {
-        Self { by_key: RwLock::default(), by_node: Mutex::default(), home, made: AtomicU64::new(0) }
+        Self {
+            by_key: RwLock::default(),
+            by_node: Mutex::default(),
+            home,
+            made: AtomicU64::new(0),
+            crowd: AtomicUsize::new(FEW),
+        }
     }
 
     /// What a real inode stands for.
@@ -360,14 +371,31 @@ impl StandIns {
         self.by_key.read().is_empty()
     }
 
+    /// Lets unused ones go when there are twice as many as were in use the last time: programs open files faster than
+    /// [`View::tidy`](crate::view::View::tidy) comes.
+    fn make_room(&self) {
+        if self.by_key.read().len() < self.crowd.load(Ordering::Relaxed) {
+            return;
+        }
+        self.collect(None, 64);
+        self.crowd.store(FEW.max(self.by_key.read().len() * 2), Ordering::Relaxed);
+    }
+
     /// The stand-in of a node; made if there is none. `size` is the file's.
     pub(crate) fn of_node(&self, node: &Arc<Node>, kind: Kind, size: u64) -> Result<Arc<StandIn>> {
-        let mut by_node = self.by_node.lock();
+        let by_node = self.by_node.lock();
         if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
             let known = Arc::clone(known);
             drop(by_node);
             known.set_size(size);
             return Ok(known);
+        }
+        drop(by_node);
+        self.make_room();
+        let mut by_node = self.by_node.lock();
+        if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
+            // Somebody was faster, and knows the size.
+            return Ok(Arc::clone(known));
         }
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
