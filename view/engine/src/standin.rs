@@ -26,7 +26,7 @@ use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
 use parking_lot::{Mutex, RwLock};
-use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, SetAttr};
+use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, Seek, SetAttr};
 use veduta_trace::raw::{self, Argument};
 
 use crate::node::{Node, guarded};
@@ -196,6 +196,17 @@ impl StandIn {
         for gap in missing {
             let mut at = gap.start;
             while at < gap.end.min(size) {
+                if gap.end - at > CHUNK {
+                    // Large maps are mostly of sparse files.
+                    match guarded(|| file.seek(Seek::Data, at)) {
+                        Ok(data) => at = data.max(at) / PAGE * PAGE,
+                        Err(Errno::ENXIO) => break,
+                        Err(_) => {}
+                    }
+                    if at >= gap.end.min(size) {
+                        break;
+                    }
+                }
                 let want = (gap.end.min(size) - at).min(CHUNK) as usize;
                 let got = guarded(|| file.read_at(&mut buf[..want], at))?;
                 if got == 0 {
@@ -228,6 +239,15 @@ impl StandIn {
         for range in memory.valid.iter() {
             let mut at = range.start;
             while at < range.end.min(size) {
+                // What is a hole in memory was a hole in the file, and nobody has stored there.
+                match rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Data(at)) {
+                    Ok(data) => at = data.max(at) / PAGE * PAGE,
+                    Err(rustix::io::Errno::NXIO) => break,
+                    Err(_) => {}
+                }
+                if at >= range.end.min(size) {
+                    break;
+                }
                 let len = (range.end.min(size) - at).min(CHUNK) as usize;
                 self.fd.read_exact_at(&mut new[..len], at).map_err(errno)?;
                 let had = guarded(|| file.read_at(&mut old[..len], at))?;
