@@ -209,6 +209,20 @@ if os.getuid() == 0 and open('/proc/self/uid_map').read().split()[2] != '1':
     os.chmod('d', 0o3777); print(oct(os.stat('d').st_mode))
 os.chmod('d', 0o700); d = os.open('d', 0); os.chmod('d', 0o400); said('fchdir', lambda: os.fchdir(d)); os.chmod('d', 0o700)
 P"
+    ! has python3 || like_native "a directory is watched" "python3 - <<'P'
+import ctypes, os, struct
+libc = ctypes.CDLL(None); fd = libc.inotify_init1(0); os.mkdir('d'); print(libc.inotify_add_watch(fd, b'd', 0x3c2))
+open('d/f', 'w').write('x'); os.rename('d/f', 'd/g'); os.unlink('d/g')
+seen, data = [], os.read(fd, 4096)
+while data:
+    _, mask, _, length = struct.unpack('iIII', data[:16]); seen.append((hex(mask), data[16:16 + length].rstrip(bytes(1)))); data = data[16 + length:]
+print([event for n, event in enumerate(seen) if event not in seen[:n]])
+P"
+    ! has python3 || like_native "a file without a name is given one; chown to nobody new takes set-id bits" "python3 -c \"
+import os
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o600); os.write(fd, b'x')
+os.link('/proc/self/fd/%d' % fd, 'named', follow_symlinks=True); print(open('named').read(), os.fstat(fd).st_nlink)
+os.close(os.open('f', os.O_CREAT)); os.chmod('f', 0o6755); os.chown('f', -1, -1); print(oct(os.stat('f').st_mode))\""
     # The engine gave the kernel the whole path, which had no room in an address.
     ! has python3 || like_native "a socket with a short name in a deep directory" "for i in 1 2 3 4 5 6; do mkdir dddddddddddddddddddd; cd dddddddddddddddddddd; done; python3 -c \"
 import socket, os
