@@ -121,6 +121,13 @@ script $TMP/m/bin/script one m/bin/nested x
 status 0" "$(in_view --mount "ext2:$TMP/ext4.img:$TMP/m" 'm/bin/true && m/bin/script a b; m/bin/nested x')"
 done
 
+# The engine waited for ever for a thread that had become its process.
+! has python3 || same "S65: one of 50 threads runs a program of an image" "script m/bin/script x
+status 0" "$(view --mount "ext2:$TMP/ext4.img:$TMP/m" -- python3 -c "
+import os, threading, time
+for n in range(50): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()
+threading.Thread(target=lambda: os.execv('m/bin/script', ['m/bin/script', 'x'])).start(); time.sleep(9)" 2>&1; echo "status $?")"
+
 # Files that were closed kept the engine's descriptors for seconds, until it had none left.
 same "3000 files, one after the other, need no 3000 descriptors" "3000
 status 0" "$(mkdir many; cd many && VEDUTA_PLANE=emulated prlimit --nofile=3500:3500 timeout -k 1 30 "$VEDUTA" run -N --mount bind:/:/ -- \
