@@ -633,8 +633,8 @@ fn chmod(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
 pub(crate) fn chown(call: &Call<'_>, place: &Place, uid: u64, gid: u64) -> Outcome {
     let id = |id: u64| (id as u32 != u32::MAX).then_some(id as u32);
     let (_, attr) = node(place)?;
-    // Even if neither is changed, a file is no set-id program any more: `chown_common` of the kernel.
-    let drop_set_id = attr.kind == Kind::File && attr.perm.bits() & 0o6000 != 0;
+    // Even if neither is changed, what is no directory is no set-id program any more: `chown_common` of the kernel.
+    let drop_set_id = attr.kind != Kind::Directory && attr.perm.bits() & 0o6000 != 0;
     if drop_set_id && !call.identity.is_root() && call.identity.uid != attr.uid {
         return Err(Errno::EPERM);
     }
