@@ -1,12 +1,14 @@
 //! Calls that take paths, other than those that open and run.
 
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use veduta_api::{Attr, Device, Kind, Perm, RenameFlags, Result, SetAttr, SetTime, Timestamp, XattrMode};
+use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, DONE, Outcome, Target};
 use crate::identity::{EXECUTE, READ, WRITE};
@@ -116,8 +118,8 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             on_node(call, args[0], args[1], true, empty(at), |_| Err(Errno::EOPNOTSUPP))
         }
         "inotify_add_watch" => {
-            // There is nothing that would wake the watcher: said, rather than never waking it.
-            on_node(call, CWD, args[1], true, false, |_| Err(Errno::ENOSPC))
+            const DONT_FOLLOW: u64 = 0x0200_0000;
+            on_node(call, CWD, args[1], args[2] & DONT_FOLLOW == 0, false, |place| watch(call, place))
         }
         "bind" | "connect" => crate::sockets::serve(call, name),
         _ => Ok(Answer::GoOn),
@@ -539,6 +541,15 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
             let (old, new) = (full(&old), full(&new));
             return crate::host::again(call, &[&old, &new]);
         }
+        // A file without a name (O_TMPFILE), of which the process has the host's own descriptor.
+        (Place::Host(real), Some(Place::Tree(directory, _)))
+            if is_magic(real) && directory.mount.of_host && new.place.is_none() =>
+        {
+            call.writable(&Place::Tree(Arc::clone(directory), directory.attr()?))?;
+            let above = directory.shows().ok_or(Errno::EXDEV)?;
+            let new = [&above, b"/".as_slice(), &new.name].concat();
+            return crate::host::again(call, &[real, &new]);
+        }
         (Place::Host(_), _) | (Place::Tree(..), Some(Place::Host(_)) | None) => {
             return Err(if new.place.is_some() { Errno::EEXIST } else { Errno::EXDEV });
         }
@@ -621,7 +632,13 @@ fn chmod(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
 /// `chown` in all its forms.
 pub(crate) fn chown(call: &Call<'_>, place: &Place, uid: u64, gid: u64) -> Outcome {
     let id = |id: u64| (id as u32 != u32::MAX).then_some(id as u32);
-    change(call, place, SetAttr { uid: id(uid), gid: id(gid), ..SetAttr::default() })
+    let (_, attr) = node(place)?;
+    // Even if neither is changed, what is no directory is no set-id program any more: `chown_common` of the kernel.
+    let drop_set_id = attr.kind != Kind::Directory && attr.perm.bits() & 0o6000 != 0;
+    if drop_set_id && !call.identity.is_root() && call.identity.uid != attr.uid {
+        return Err(Errno::EPERM);
+    }
+    change(call, place, SetAttr { uid: id(uid), gid: id(gid), drop_set_id, ..SetAttr::default() })
 }
 
 #[derive(Clone, Copy)]
@@ -764,6 +781,21 @@ fn chroot(call: &Call<'_>) -> Outcome {
     call.view.roots.lock().set(call.task, place.path());
     call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
     DONE
+}
+
+/// `inotify_add_watch`: what a bind shows is watched where it is.
+fn watch(call: &Call<'_>, place: &Place) -> Outcome {
+    let (node, _) = node(place)?;
+    let path = node.shows().filter(|_| node.mount.of_host);
+    // There is nothing that would wake the watcher of another tree: said, rather than never waking it.
+    let path = path.ok_or(Errno::ENOSPC)?;
+    call.may(place, READ)?;
+    let path = std::ffi::CString::new(shown(&path)).map_err(|_| Errno::EINVAL)?;
+    let fd = crate::serve::descriptor(call.task, call.int(0)).map_err(|_| Errno::EBADF)?;
+    let mut arguments =
+        [Argument::Value(fd.as_raw_fd() as u64), Argument::Path(&path), Argument::Value(call.args[2])];
+    let number = crate::host::as_caller(call, || raw::call(call.number, &mut arguments))?;
+    Ok(Answer::Value(number))
 }
 
 fn getcwd(call: &Call<'_>) -> Outcome {

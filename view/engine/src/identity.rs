@@ -95,7 +95,7 @@ impl Identity {
         if changes.gid.is_some_and(|gid| !owns || (gid != attr.gid && !self.is_in(gid))) && !self.is_root() {
             return Err(Errno::EPERM);
         }
-        if (changes.uid.is_some() || changes.gid.is_some()) && attr.kind == Kind::File {
+        if (changes.uid.is_some() || changes.gid.is_some()) && attr.kind != Kind::Directory {
             changes.drop_set_id = true;
         }
         let explicit = |time| matches!(time, Some(SetTime::To(_)));

@@ -25,6 +25,8 @@ use crate::walk::{Limits, Place};
 
 /// Bytes before the path in `struct sockaddr_un`.
 const FAMILY: usize = 2;
+/// Bytes of a path in `struct sockaddr_un`, without the NUL.
+const ROOM: usize = 107;
 
 /// `bind` and `connect`.
 pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
@@ -41,6 +43,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         return Ok(Answer::GoOn);
     }
     let path = bytes[FAMILY..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let path_given = path;
     let binds = name == "bind";
     let found = match call.find_path(libc::AT_FDCWD as u64, path, !binds, false, Limits::default())? {
         Target::PlainlyHost => return Ok(Answer::GoOn),
@@ -55,7 +58,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             call.may(place, WRITE)?;
             if node.mount.of_host {
                 let path = node.shows().ok_or(Errno::ECONNREFUSED)?;
-                return on_path(call, &path);
+                return on_path(call, &path, path_given);
             }
             on_socket(call, &abstract_address(node.mount.id, attr.st_ino))
         }
@@ -65,7 +68,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             if let (true, Some(mut path)) = (directory.mount.of_host, directory.shows()) {
                 path.push(b'/');
                 path.extend_from_slice(&found.name);
-                return on_path(call, &path);
+                return on_path(call, &path, path_given);
             }
             let new = crate::open::new_node(call, above, Kind::Socket, 0o777, Device::default())?;
             let name = OsStr::from_bytes(&found.name);
@@ -85,7 +88,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
                 (None, Some(parent)) => [&parent.path(), b"/".as_slice(), &found.name].concat(),
                 (None, None) => return Err(Errno::ENOENT),
             };
-            on_path(call, &real)
+            on_path(call, &real, path_given)
         }
     }
 }
@@ -100,15 +103,34 @@ fn is_unix(call: &Call<'_>) -> bool {
         && i32::from(u16::from_ne_bytes([name[0], name[1]])) == libc::AF_UNIX
 }
 
-/// Makes the call with a path of the host. `ENAMETOOLONG` if an address has no room for it.
-fn on_path(call: &Call<'_>, path: &[u8]) -> Outcome {
-    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    address.extend_from_slice(path);
-    address.push(0);
-    if address.len() > 110 {
+/// Makes the call with a path of the host, which the caller gave as `given`. An address has little room, and others see it: so a
+/// path is given relative to the caller's own directory if it was, or to that of the name if there is no room for more.
+fn on_path(call: &Call<'_>, path: &[u8], given: &[u8]) -> Outcome {
+    let above = path.strip_suffix(given).and_then(|above| above.strip_suffix(b"/"));
+    let (directory, name) = match above {
+        Some(above) if !given.starts_with(b"/") => (Some(above), given),
+        _ if path.len() > ROOM => {
+            let (above, name) = crate::mounts::split(path);
+            (Some(above), name)
+        }
+        _ => (None, path),
+    };
+    if name.len() > ROOM {
         return Err(Errno::ENAMETOOLONG);
     }
-    crate::host::as_caller(call, || on_socket(call, &address))
+    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    address.extend_from_slice(name);
+    address.push(0);
+    // The thread has a working directory of its own.
+    let back = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    crate::host::as_caller(call, || {
+        if let Some(directory) = directory {
+            nix::unistd::chdir(OsStr::from_bytes(crate::mounts::shown(directory)))?;
+        }
+        let done = on_socket(call, &address);
+        nix::unistd::fchdir(&back)?;
+        done
+    })
 }
 
 /// An address that no other node and no other view has.

@@ -19,14 +19,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
 use parking_lot::{Mutex, RwLock};
-use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, SetAttr};
+use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, Seek, SetAttr};
 use veduta_trace::raw::{self, Argument};
 
 use crate::node::{Node, guarded};
@@ -196,6 +196,17 @@ impl StandIn {
         for gap in missing {
             let mut at = gap.start;
             while at < gap.end.min(size) {
+                if gap.end - at > CHUNK {
+                    // Large maps are mostly of sparse files.
+                    match guarded(|| file.seek(Seek::Data, at)) {
+                        Ok(data) => at = data.max(at) / PAGE * PAGE,
+                        Err(Errno::ENXIO) => break,
+                        Err(_) => {}
+                    }
+                    if at >= gap.end.min(size) {
+                        break;
+                    }
+                }
                 let want = (gap.end.min(size) - at).min(CHUNK) as usize;
                 let got = guarded(|| file.read_at(&mut buf[..want], at))?;
                 if got == 0 {
@@ -228,6 +239,15 @@ impl StandIn {
         for range in memory.valid.iter() {
             let mut at = range.start;
             while at < range.end.min(size) {
+                // What is a hole in memory was a hole in the file, and nobody has stored there.
+                match rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Data(at)) {
+                    Ok(data) => at = data.max(at) / PAGE * PAGE,
+                    Err(rustix::io::Errno::NXIO) => break,
+                    Err(_) => {}
+                }
+                if at >= range.end.min(size) {
+                    break;
+                }
                 let len = (range.end.min(size) - at).min(CHUNK) as usize;
                 self.fd.read_exact_at(&mut new[..len], at).map_err(errno)?;
                 let had = guarded(|| file.read_at(&mut old[..len], at))?;
@@ -332,12 +352,23 @@ pub(crate) struct StandIns {
     /// Where directories are made, for a moment.
     home: PathBuf,
     made: AtomicU64,
+    /// With so many, those that nobody uses are let go.
+    crowd: AtomicUsize,
 }
+
+/// Stand-ins that are kept without looking whether somebody uses them. Each costs the engine two or three descriptors.
+const FEW: usize = 1024;
 
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
     pub(crate) fn new(home: PathBuf) -> Self {
-        Self { by_key: RwLock::default(), by_node: Mutex::default(), home, made: AtomicU64::new(0) }
+        Self {
+            by_key: RwLock::default(),
+            by_node: Mutex::default(),
+            home,
+            made: AtomicU64::new(0),
+            crowd: AtomicUsize::new(FEW),
+        }
     }
 
     /// What a real inode stands for.
@@ -360,14 +391,31 @@ impl StandIns {
         self.by_key.read().is_empty()
     }
 
+    /// Lets unused ones go when there are twice as many as were in use the last time: programs open files faster than
+    /// [`View::tidy`](crate::view::View::tidy) comes.
+    fn make_room(&self) {
+        if self.by_key.read().len() < self.crowd.load(Ordering::Relaxed) {
+            return;
+        }
+        self.collect(None, 64);
+        self.crowd.store(FEW.max(self.by_key.read().len() * 2), Ordering::Relaxed);
+    }
+
     /// The stand-in of a node; made if there is none. `size` is the file's.
     pub(crate) fn of_node(&self, node: &Arc<Node>, kind: Kind, size: u64) -> Result<Arc<StandIn>> {
-        let mut by_node = self.by_node.lock();
+        let by_node = self.by_node.lock();
         if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
             let known = Arc::clone(known);
             drop(by_node);
             known.set_size(size);
             return Ok(known);
+        }
+        drop(by_node);
+        self.make_room();
+        let mut by_node = self.by_node.lock();
+        if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
+            // Somebody was faster, and knows the size.
+            return Ok(Arc::clone(known));
         }
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };

@@ -331,8 +331,15 @@ impl Stopped {
 
     fn next_event(&mut self) -> Result<Event> {
         loop {
-            let status = match waitpid(self.tid, Some(WaitPidFlag::__WALL)) {
+            // Whoever sleeps in wait(2) for a thread is not woken when that thread takes over its process's number by execve(2).
+            let may_vanish = self.tid != self.leader;
+            let flags = if may_vanish { WaitPidFlag::WNOHANG } else { WaitPidFlag::empty() };
+            let status = match waitpid(self.tid, Some(flags | WaitPidFlag::__WALL)) {
                 Err(Errno::EINTR) => continue,
+                Ok(WaitStatus::StillAlive) => {
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                    continue;
+                }
                 // A thread that loads a program takes over the number of its process.
                 Err(Errno::ECHILD) if self.tid != self.leader => {
                     self.tid = self.leader;
