@@ -91,8 +91,10 @@ for round in $(seq 1 "${KILLS:-4}"); do
     sleep "0.$((RANDOM % 9 + 1))"
     kill -9 "$server"
     wait "$server" 2>/dev/null
-    umount -l "$m" 2>/dev/null || fusermount3 -uz "$m" 2>/dev/null
+    # Before the mount goes: afterwards it would go on in the directory below.
+    kill "$worker" 2>/dev/null
     wait "$worker" 2>/dev/null
+    umount -l "$m" 2>/dev/null || fusermount3 -uz "$m" 2>/dev/null
     until_true 10 not_mounted "$m"
     check "killed $round: is mounted, the journal replayed" "$BIN/umfuseext2" v.img "$m" -o rw
     for before in $(seq 1 "$round"); do
