@@ -10,7 +10,7 @@ printf '#!/bin/sh\necho script %s\n' "\$1" >d/s
 cp /bin/echo d/ec
 chmod 755 d/s d/ec
 dd if=/dev/zero of=img bs=1M count=4 status=none
-mke2fs -q -F -d d img
+mke2fs -q -F -E "root_owner=$(id -u):$(id -g)" -d d img
 view=("$VEDUTA" run --mount "ext2:img:$TMP/m" --mount "bind:$TMP/d:$TMP/b" --)
 
 for trap in notify trace ptrace; do

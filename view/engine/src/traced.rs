@@ -5,7 +5,7 @@
 //! # Limits
 //!
 //! Such a view catches paths from the start, also while nothing is mounted. Notification is the default also where it does not
-//! work; the others are chosen by name. Inside another view a command is refused (`the command cannot be run`). A child
+//! work; the others are chosen by name. Inside another view a command may be refused (`the command cannot be run`). A child
 //! made with `CLONE_UNTRACED` is not seen, and a debugger cannot attach.
 
 use std::collections::{HashMap, HashSet};
