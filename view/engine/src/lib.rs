@@ -40,6 +40,7 @@ mod serve;
 mod sockets;
 mod standin;
 mod stat;
+mod traced;
 mod view;
 mod walk;
 mod world;

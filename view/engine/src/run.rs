@@ -205,9 +205,20 @@ fn serve_all(
             ..error
         })?;
     }
+    let mechanism = crate::traced::mechanism()?;
+    if mechanism.is_some() {
+        // Nothing has to grow.
+        view.set_level(Level::Mounted);
+    }
     let mut status = 0;
     let own_limit = descriptor_limit(None).map_err(|errno| MountError::system(errno, errno.desc()))?;
     for command in &commands {
+        if let Some(mechanism) = mechanism {
+            status = crate::traced::run(view, command, mechanism, signals).map_err(|errno| {
+                MountError::system(errno, format!("the command cannot be traced: {}", errno.desc()))
+            })?;
+            continue;
+        }
         let program = calls::filter(view.level(), view.is_root && !view.all_root);
         let (child, listener) = spawn::spawn(command, &program).map_err(|errno| {
             MountError::system(errno, format!("the command cannot be started: {}", errno.desc()))

@@ -133,8 +133,18 @@ impl Source {
         hung_up.unwrap_or(true)
     }
 
-    /// Serves one call.
-    fn answer(&self, view: &Arc<View>, notification: &Notification) {
+    /// A source without a listener: its calls come by a tracer.
+    pub(crate) fn without_listener() -> Self {
+        Self {
+            listener: RwLock::new(None),
+            waiting: AtomicUsize::new(0),
+            threads: Mutex::default(),
+            retired: AtomicBool::new(true),
+        }
+    }
+
+    /// What becomes of a call.
+    pub(crate) fn decide(&self, view: &Arc<View>, notification: &Notification) -> Outcome {
         let task = Task(notification.tid);
         let call = Call {
             view,
@@ -152,6 +162,13 @@ impl Source {
         if view.tracing.load(Ordering::Relaxed) {
             report(view, &call, &outcome);
         }
+        outcome
+    }
+
+    /// Serves one call.
+    fn answer(&self, view: &Arc<View>, notification: &Notification) {
+        let task = Task(notification.tid);
+        let outcome = self.decide(view, notification);
         let id = notification.id;
         let sent = match outcome {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),

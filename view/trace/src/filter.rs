@@ -108,6 +108,40 @@ impl Program {
         Self(code)
     }
 
+    /// The same program for a tracer: what would go to a listener stops the task instead.
+    pub fn for_tracer(mut self) -> Self {
+        for insn in &mut self.0 {
+            if insn.code == RETURN && insn.k == Verdict::Notify.value() {
+                insn.k = Verdict::Trace.value();
+            }
+        }
+        self
+    }
+
+    /// What the kernel would do with a call: the program's return value. For machines whose kernel does not run it.
+    pub fn judge(&self, arch: u32, number: u32, args: &[u64; 6]) -> u32 {
+        let (mut accumulator, mut at) = (0_u32, 0_usize);
+        while let Some(insn) = self.0.get(at) {
+            at += 1;
+            let choose = |condition: bool| usize::from(if condition { insn.jt } else { insn.jf });
+            match insn.code {
+                LOAD => {
+                    accumulator = match insn.k {
+                        NUMBER => number,
+                        ARCHITECTURE => arch,
+                        offset => args[(offset - ARGUMENTS) as usize / 8 % 6] as u32,
+                    }
+                }
+                JUMP => at += insn.k as usize,
+                IF_EQUAL => at += choose(accumulator == insn.k),
+                IF_AT_LEAST => at += choose(accumulator >= insn.k),
+                IF_ANY_BIT => at += choose(accumulator & insn.k != 0),
+                _ => return insn.k,
+            }
+        }
+        libc::SECCOMP_RET_ERRNO | Errno::ENOSYS as u32
+    }
+
     /// The instructions, as the kernel reads them.
     pub fn instructions(&self) -> &[libc::sock_filter] {
         &self.0

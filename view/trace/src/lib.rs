@@ -8,6 +8,7 @@
 //! - [`task`]: another process: its memory, its descriptors, its directories in `/proc`.
 //! - [`stop`]: a task that is stopped by ptrace: [`Stopped`] and running are two types, so registers are only touched
 //!   while nothing runs.
+//! - [`tracer`]: all tasks traced by ptrace, where there is no listener.
 //! - [`spawn`]: a program started under a filter.
 //! - [`raw`]: system calls of our own that no library wraps.
 //!
@@ -21,11 +22,13 @@ pub mod raw;
 pub mod spawn;
 pub mod stop;
 pub mod task;
+pub mod tracer;
 
 pub use filter::{Program, Rule, Test, Verdict};
 pub use notify::{Listener, Notification};
 pub use stop::{Registers, Stopped};
 pub use task::Task;
+pub use tracer::{Happening, Tracer};
 
 /// What the calls of this crate return.
 pub type Result<T, E = nix::errno::Errno> = std::result::Result<T, E>;

@@ -1,7 +1,7 @@
 //! A program started under a filter. Contains `unsafe`: fork, and what a child may do before it runs its program.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -108,6 +108,84 @@ fn run_child(
     header: &libc::sock_fprog,
     shared: &Shared,
 ) -> ! {
+    reset();
+    // Root can do without, and then set-user-id programs keep their meaning.
+    let mut installed = stop::add_own_filter(header, false);
+    if installed == Err(Errno::EACCES) {
+        installed = stop::add_own_filter(header, true);
+    }
+    match installed {
+        Ok(number) => shared.listener.store(number + 1, Ordering::Release),
+        Err(errno) => {
+            shared.listener.store(-(errno as i32), Ordering::Release);
+            exit(127);
+        }
+    }
+    load(command, arguments)
+}
+
+/// Starts a program that a tracer will see from its `execve` on: `attach` is called when the child waits for it.
+pub(crate) fn spawn_traced(
+    command: &Command,
+    filter: Option<&Program>,
+    attach: impl FnOnce(Pid) -> Result<()>,
+) -> Result<Pid> {
+    let (mut asks, mut goes) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
+    let mut arguments: Vec<*const libc::c_char> =
+        command.arguments.iter().map(|word| word.as_ptr()).collect();
+    arguments.push(std::ptr::null());
+    let code = filter.map_or(&[][..], Program::instructions);
+    let header = libc::sock_fprog { len: code.len() as u16, filter: code.as_ptr().cast_mut() };
+    // SAFETY: the child calls only what is safe there: it neither allocates nor takes a lock.
+    let child = match unsafe { fork() }? {
+        ForkResult::Child => {
+            reset();
+            let mut go = [0];
+            let told = nix::unistd::write(&asks.1, &[0]);
+            let numbers = [asks.0.as_raw_fd(), asks.1.as_raw_fd(), goes.0.as_raw_fd(), goes.1.as_raw_fd()];
+            // SAFETY: closes our copy of the end that the parent writes to; the process ends or is replaced without
+            // closing it again.
+            unsafe { libc::close(numbers[3]) };
+            let heard = nix::unistd::read(&goes.0, &mut go);
+            if told != Ok(1) || heard != Ok(1) {
+                exit(127);
+            }
+            for number in &numbers[..3] {
+                // SAFETY: as above.
+                unsafe { libc::close(*number) };
+            }
+            // Only now: calls that it stops do not exist without a tracer.
+            if filter.is_some() && stop::add_own_traced_filter(&header).is_err() {
+                let message = b"veduta: the kernel takes no filter; VEDUTA_TRAP=ptrace does without\n";
+                // SAFETY: the bytes are static.
+                unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+                exit(125);
+            }
+            load(command, &arguments)
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(std::mem::replace(&mut asks.1, std::fs::File::open("/dev/null").map_err(|_| Errno::EMFILE)?.into()));
+    drop(std::mem::replace(&mut goes.0, std::fs::File::open("/dev/null").map_err(|_| Errno::EMFILE)?.into()));
+    let mut said = [0];
+    let attached = match nix::unistd::read(&asks.0, &mut said) {
+        Ok(1) => attach(child),
+        _ => Err(Errno::ECHILD),
+    };
+    if attached.is_ok() && nix::unistd::write(&goes.1, &[1]) == Ok(1) {
+        return Ok(child);
+    }
+    let _ = nix::sys::signal::kill(child, nix::sys::signal::SIGKILL);
+    let _ = waitpid(child, Some(WaitPidFlag::__WALL));
+    Err(attached.err().unwrap_or(Errno::ECHILD))
+}
+
+/// For a child: what it inherits is as a program expects it.
+fn reset() {
+    // The engine may have learnt a secret, and then nobody may look into it, nor into what it forks; but it must see which program is
+    // to be run. The secret's copy goes with the exec.
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
     // What Rust's runtime and the engine changed, and a program does not expect.
     for signal in [
         libc::SIGPIPE,
@@ -128,22 +206,10 @@ fn run_child(
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
-    // The engine may have learnt a secret, and then nobody may look into it, nor into what it forks; but it must see which program is
-    // to be run. The secret's copy goes with the exec.
-    // SAFETY: numbers only.
-    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
-    // Root can do without, and then set-user-id programs keep their meaning.
-    let mut installed = stop::add_own_filter(header, false);
-    if installed == Err(Errno::EACCES) {
-        installed = stop::add_own_filter(header, true);
-    }
-    match installed {
-        Ok(number) => shared.listener.store(number + 1, Ordering::Release),
-        Err(errno) => {
-            shared.listener.store(-(errno as i32), Ordering::Release);
-            exit(127);
-        }
-    }
+}
+
+/// For a child: becomes the program.
+fn load(command: &Command, arguments: &[*const libc::c_char]) -> ! {
     let (mut status, mut message) = (127, b"veduta: the command was not found\n".as_slice());
     for candidate in &command.candidates {
         // SAFETY: the arrays end in null pointers and live until the program is replaced.

@@ -4,7 +4,7 @@
 //! instructions run; dropping it lets the task go on. What tracing would lose is kept: signals that come in between are
 //! sent again at the end, and a call that the stop cut short is restarted as the kernel restarts it.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -34,11 +34,11 @@ pub struct Registers(libc::user_regs_struct);
 impl Registers {
     const SYSCALL: &[u8] = &[0x0f, 0x05];
 
-    fn load(tid: Pid) -> Result<Self> {
+    pub(crate) fn load(tid: Pid) -> Result<Self> {
         ptrace::getregs(tid).map(Self)
     }
 
-    fn store(&self, tid: Pid) -> Result<()> {
+    pub(crate) fn store(&self, tid: Pid) -> Result<()> {
         ptrace::setregs(tid, self.0)
     }
 
@@ -96,11 +96,11 @@ impl Registers {
     /// `svc #0`
     const SYSCALL: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
 
-    fn load(tid: Pid) -> Result<Self> {
+    pub(crate) fn load(tid: Pid) -> Result<Self> {
         ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(tid).map(Self)
     }
 
-    fn store(&self, tid: Pid) -> Result<()> {
+    pub(crate) fn store(&self, tid: Pid) -> Result<()> {
         ptrace::setregset::<ptrace::regset::NT_PRSTATUS>(tid, self.0)
     }
 
@@ -169,7 +169,8 @@ impl Attached {
     /// Waits until it stands. `ESRCH` if it died.
     pub fn wait(self) -> Result<Stopped> {
         let leader = Task(self.tid).leader()?;
-        let mut stopped = Stopped { tid: self.tid, leader, saved: None, signals: Vec::new(), gone: false };
+        let mut stopped =
+            Stopped { tid: self.tid, leader, saved: None, signals: Vec::new(), gone: false, stays: false };
         std::mem::forget(self);
         loop {
             match stopped.next_event()? {
@@ -220,9 +221,68 @@ pub struct Stopped {
     /// Signals that came while we were at it.
     signals: Vec<Signal>,
     gone: bool,
+    /// It stays traced when this is dropped.
+    stays: bool,
 }
 
 impl Stopped {
+    /// A task of a tracer that stands where a call begins. The call is left out, and returns what is set as its result.
+    pub(crate) fn skipping(tid: Pid) -> Result<Self> {
+        let leader = Task(tid).leader()?;
+        let mut registers = Registers::load(tid)?;
+        registers.set_result(-(Errno::ENOSYS as i64));
+        registers.store(tid)?;
+        let mut stopped = Self { tid, leader, saved: None, signals: Vec::new(), gone: false, stays: true };
+        stopped.run_to(|event| matches!(event, Event::Call))?;
+        stopped.saved = Some(Registers::load(stopped.tid)?);
+        Ok(stopped)
+    }
+
+    /// Gives the task a descriptor, under the lowest number that is free.
+    pub fn give(&mut self, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<RawFd> {
+        let flags = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
+        let at = self.scratch(256)?;
+        self.call(libc::SYS_socketpair as u32, [libc::AF_UNIX as u64, flags, 0, at, 0, 0])?;
+        let task = Task(self.tid);
+        let pair = task.read_u64(at)?;
+        let (lower, upper) = (pair & 0xffff_ffff, pair >> 32);
+        let received = self.receive_through(fd, upper as RawFd, lower, at);
+        self.call(libc::SYS_close as u32, [upper, 0, 0, 0, 0, 0])?;
+        let number = match received {
+            Ok(number) => number,
+            Err(errno) => {
+                self.call(libc::SYS_close as u32, [lower, 0, 0, 0, 0, 0])?;
+                return Err(errno);
+            }
+        };
+        let flags = if close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+        let moved = self.call(libc::SYS_dup3 as u32, [number, lower, flags, 0, 0, 0]);
+        self.call(libc::SYS_close as u32, [number, 0, 0, 0, 0, 0])?;
+        moved.map(|number| number as RawFd)
+    }
+
+    /// Sends a descriptor through a socket pair of the task's, and has the task receive it.
+    fn receive_through(&mut self, fd: BorrowedFd<'_>, from: RawFd, to: u64, at: u64) -> Result<u64> {
+        use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+        let task = Task(self.tid);
+        let ours = task.descriptor(from)?;
+        let fds = [fd.as_raw_fd()];
+        let parts = [std::io::IoSlice::new(b"f")];
+        sendmsg::<()>(ours.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;
+        // `struct msghdr`, the vector of one part, the part, and room for one descriptor.
+        let (header, vector, part, control) = (at + 16, at + 80, at + 104, at + 112);
+        let words = [0, 0, vector, 1, control, 24, 0];
+        task.write(header, &words.map(u64::to_ne_bytes).concat())?;
+        task.write(vector, &[part, 1].map(u64::to_ne_bytes).concat())?;
+        let flags = libc::MSG_CMSG_CLOEXEC as u64;
+        self.call(libc::SYS_recvmsg as u32, [to, header, flags, 0, 0, 0])?;
+        // No room in the task's table: the kernel gives the message without the descriptor.
+        if task.read_u64(header + 40)? < 20 {
+            return Err(Errno::EMFILE);
+        }
+        task.read_array(control + 16).map(|bytes| u32::from_ne_bytes(bytes).into())
+    }
+
     /// The task.
     pub fn tid(&self) -> Pid {
         self.tid
@@ -400,7 +460,9 @@ impl Drop for Stopped {
             // SAFETY: numbers only.
             unsafe { libc::syscall(libc::SYS_tkill, self.tid.as_raw(), signal as i32) };
         }
-        let _ = ptrace::detach(self.tid, None);
+        if !self.stays {
+            let _ = ptrace::detach(self.tid, None);
+        }
     }
 }
 
@@ -432,4 +494,14 @@ pub(crate) fn add_own_filter(program: &libc::sock_fprog, no_new_privileges: bool
         Err(Errno::EINVAL) => install(NEW_LISTENER),
         done => done,
     }
+}
+
+/// Adds a filter without a listener to the calling thread. As safe as the above.
+pub(crate) fn add_own_traced_filter(program: &libc::sock_fprog) -> Result<()> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the program lives through the call.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, std::ptr::from_ref(program)) };
+    Errno::result(done).map(drop)
 }

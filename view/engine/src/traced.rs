@@ -1,0 +1,233 @@
+//! Views whose calls come by ptrace: `VEDUTA_TRAP`.
+//!
+//! One thread traces all tasks and performs the answers; handlers, which may wait for a driver, run in others.
+//!
+//! # Limits
+//!
+//! Such a view catches paths from the start, also while nothing is mounted. Notification is the default also where it does not
+//! work; the others are chosen by name. Inside another view a command may be refused (`the command cannot be run`). A child
+//! made with `CLONE_UNTRACED` is not seen, and a debugger cannot attach.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use veduta_api::{MountError, Result};
+use veduta_trace::spawn::Command;
+use veduta_trace::{Happening, Notification, Tracer, raw};
+
+use crate::call::{Answer, Outcome};
+use crate::calls;
+use crate::serve::Source;
+use crate::view::View;
+
+/// How a tracer learns of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mechanism {
+    /// A seccomp filter stops the task.
+    Filter,
+    /// Every call stops the task.
+    EveryCall,
+}
+
+/// What `VEDUTA_TRAP` asks for; `None` is notification.
+pub(crate) fn mechanism() -> Result<Option<Mechanism>, MountError> {
+    let Some(word) = std::env::var_os("VEDUTA_TRAP").filter(|word| !word.is_empty()) else {
+        // A task has one listener at most, and the outer view's is there.
+        let is_inner = crate::control::ask(crate::control::Control::Server, b"").is_ok();
+        return Ok(is_inner.then_some(Mechanism::EveryCall));
+    };
+    match word.to_str() {
+        Some("notify") => Ok(None),
+        Some("trace") => Ok(Some(Mechanism::Filter)),
+        Some("ptrace") => Ok(Some(Mechanism::EveryCall)),
+        _ => Err(MountError::usage(format!(
+            "VEDUTA_TRAP={}: it is one of notify, trace, ptrace",
+            word.to_string_lossy()
+        ))),
+    }
+}
+
+/// Threads that handlers run in, at most.
+const MOST_THREADS: usize = 128;
+
+/// A call, numbered so that an answer is not taken for that of a later task of the same number.
+type Job = (u64, Notification);
+
+struct Workers {
+    jobs: Mutex<mpsc::Receiver<Job>>,
+    answers: mpsc::Sender<(u64, Notification, Outcome)>,
+    idle: AtomicUsize,
+    count: AtomicUsize,
+    source: Source,
+}
+
+impl Workers {
+    fn work(&self, view: &Arc<View>) {
+        if let Err(errno) = raw::unshare_fs() {
+            tracing::warn!("threads share their umask: {}", errno.desc());
+        }
+        loop {
+            let job = self.jobs.lock().recv();
+            let Ok((id, call)) = job else { return };
+            let outcome = self.source.decide(view, &call);
+            self.idle.fetch_add(1, Ordering::AcqRel);
+            if self.answers.send((id, call, outcome)).is_err() {
+                return;
+            }
+            // The tracer waits for signals.
+            let _ = kill(Pid::this(), Signal::SIGCHLD);
+        }
+    }
+
+    fn reserve(self: &Arc<Self>, view: &Arc<View>) {
+        let take = |idle: usize| idle.checked_sub(1);
+        if self.idle.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+            || self.count.load(Ordering::Acquire) >= MOST_THREADS
+        {
+            return;
+        }
+        let (workers, view) = (Arc::clone(self), Arc::clone(view));
+        let thread = std::thread::Builder::new().name("serve".into()).stack_size(512 << 10);
+        match thread.spawn(move || workers.work(&view)) {
+            Ok(_) => drop(self.count.fetch_add(1, Ordering::AcqRel)),
+            Err(error) => tracing::error!("no thread can be started: {error}"),
+        }
+    }
+}
+
+/// Runs a command, and waits until it and all that it left behind have ended.
+pub(crate) fn run(
+    view: &Arc<View>,
+    command: &Command,
+    mechanism: Mechanism,
+    signals: &SigSet,
+) -> Result<i32> {
+    let filter = calls::filter(view.level(), view.is_root && !view.all_root);
+    let tracer = Tracer::new(filter, mechanism == Mechanism::EveryCall);
+    let child = tracer.spawn(command)?;
+    let (jobs, queue) = mpsc::channel();
+    let (answers, answered) = mpsc::channel();
+    let workers = Arc::new(Workers {
+        jobs: Mutex::new(queue),
+        answers,
+        idle: AtomicUsize::new(0),
+        count: AtomicUsize::new(0),
+        source: Source::without_listener(),
+    });
+    crate::serve::watch_long_calls();
+    let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
+    let (mut tasks, mut served) = (HashSet::from([child]), HashMap::new());
+    let (mut status, mut last_tidy, mut next, mut ending) = (None, Instant::now(), 0_u64, None::<Instant>);
+    loop {
+        let deserted = loop {
+            match tracer.next() {
+                Happening::Call(call) => {
+                    tasks.insert(call.tid);
+                    next += 1;
+                    served.insert(call.tid, next);
+                    workers.reserve(view);
+                    jobs.send((next, call)).map_err(|_| Errno::EIO)?;
+                }
+                Happening::Runs(tid) => {
+                    tasks.insert(tid);
+                }
+                Happening::Ended(tid, code) => {
+                    tasks.remove(&tid);
+                    served.remove(&tid);
+                    if tid == child {
+                        status = Some(code);
+                    }
+                }
+                Happening::Halted(tid) => {
+                    if tid == child {
+                        let _ = kill(nix::unistd::getppid(), Signal::SIGUSR1);
+                    }
+                }
+                Happening::Nothing => break false,
+                Happening::Deserted => break true,
+            }
+        };
+        while let Ok((id, call, outcome)) = answered.try_recv() {
+            if served.get(&call.tid) == Some(&id) {
+                served.remove(&call.tid);
+                perform(&tracer, &call, outcome);
+            }
+        }
+        if status.is_some() {
+            // A thread that loads a program takes over another number, and nobody says that its own is free.
+            tasks.retain(|tid| kill(*tid, None) != Err(Errno::ESRCH));
+        }
+        if deserted || (tasks.is_empty() && status.is_some()) {
+            return Ok(status.unwrap_or(128 + Signal::SIGKILL as i32));
+        }
+        if last_tidy.elapsed() >= View::TIDY {
+            view.tidy();
+            last_tidy = Instant::now();
+        }
+        if let Some(since) = ending {
+            let signal =
+                if since.elapsed() < Duration::from_secs(2) { Signal::SIGCONT } else { Signal::SIGKILL };
+            for tid in &tasks {
+                let _ = kill(*tid, signal);
+            }
+        }
+        if let Ok(Some(Signal::SIGTERM | Signal::SIGHUP)) = raw::wait_for_signal(signals, &tick) {
+            ending.get_or_insert_with(Instant::now);
+            for tid in &tasks {
+                let _ = kill(*tid, Signal::SIGTERM);
+            }
+        }
+    }
+}
+
+/// Does to a task what was decided.
+fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
+    let tid = call.tid;
+    let done = match outcome {
+        Ok(Answer::GoOn | Answer::Given) => tracer.resume(tid, 0),
+        Ok(Answer::Value(value)) => tracer.value(tid, value),
+        Err(errno) => tracer.value(tid, -(errno as i64)),
+        Ok(Answer::Fd { fd, close_on_exec }) => tracer.instead(tid, |stopped| {
+            let number = stopped.give(fd.as_fd(), close_on_exec)?;
+            stopped.set_result(number.into());
+            Ok(())
+        }),
+        Ok(Answer::Chdir(fd)) => tracer.instead(tid, |stopped| {
+            let number = stopped.give(fd.as_fd(), true)? as u64;
+            let moved = stopped.call(libc::SYS_fchdir as u32, [number, 0, 0, 0, 0, 0]);
+            stopped.call(libc::SYS_close as u32, [number, 0, 0, 0, 0, 0])?;
+            moved?;
+            stopped.set_result(0);
+            Ok(())
+        }),
+        Ok(Answer::Exec(plan)) => tracer.instead(tid, |stopped| {
+            let mut numbers = Vec::new();
+            for fd in plan.descriptors() {
+                numbers.push(stopped.give(fd, true)?);
+            }
+            plan.settle(&numbers)?;
+            if !plan.run(stopped, call, &numbers)? {
+                for number in numbers {
+                    stopped.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
+                }
+            }
+            Ok(())
+        }),
+    };
+    match done {
+        // It died, which is its business.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => {
+            tracing::error!(tid = tid.as_raw(), "a call cannot be answered: {}", errno.desc());
+            let _ = kill(tid, Signal::SIGKILL);
+        }
+    }
+}
