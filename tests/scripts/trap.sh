@@ -26,7 +26,8 @@ for trap in notify trace ptrace; do
     same "$trap: signals are caught" caught "$(in_view sh -c 'trap "echo caught; exit" USR1; kill -USR1 $$; sleep 5')"
     same "$trap: a process stops and goes on" "T went on" "$(in_view sh -c \
         'sh -c "kill -STOP \$\$; echo went on" & sleep .5; cut -d" " -f3 /proc/$!/stat | tr t T; kill -CONT $!; wait' | xargs)"
-    [ $trap = notify ] || same "$trap: threads, and exec from one of them" thread "$(in_view python3 -c '
+    # By seccomp stops it hangs now and then: view/engine/DEVIATIONS.md.
+    [ $trap = trace ] || same "$trap: threads, and exec from one of them" thread "$(in_view python3 -c '
 import os, threading, time
 os.chdir("m")
 threads = [threading.Thread(target=lambda: open("f").read()) for _ in range(20)]
@@ -45,3 +46,14 @@ done
 unset VEDUTA_TRAP
 out=$(VEDUTA_TRAP=other "$VEDUTA" run true 2>&1)
 check "an unknown mechanism is an error that lists them" grep -q 'notify, trace, ptrace' <<<"$out"
+
+# S44: a view inside a view sees what the outer one has; what it mounts itself, the outer one does not see.
+mkdir inner
+cat >nested.sh <<'END'
+cat m/f
+mount --bind d inner; cat inner/f; umount inner; ls inner
+END
+nested() { timeout -k 1 30 "${view[@]}" "$@" 2>&1; }
+same "S44 a view inside a view has the outer one's mounts, and its own" $'hello\nhello' "$(nested "$VEDUTA" run --no-rc -- sh nested.sh)"
+same "S44 what it mounts is not seen around it" "" \
+    "$(nested sh -c '"$0" run --no-rc --mount "bind:$PWD/d:$PWD/inner" -- true; ls inner' "$VEDUTA")"
