@@ -33,12 +33,7 @@ pub(crate) struct Diagnosis {
 /// Prints the diagnosis. The exit status is 0 even where nothing is allowed: the question was answered.
 pub(crate) fn run(args: &args::Doctor) -> Result<(), Failure> {
     let diagnosis = Diagnosis::make();
-    if args.json {
-        println!("{:#}", diagnosis.json());
-    } else {
-        print!("{}", diagnosis.text());
-    }
-    Ok(())
+    crate::say(&if args.json { format!("{:#}\n", diagnosis.json()) } else { diagnosis.text() })
 }
 
 impl Diagnosis {

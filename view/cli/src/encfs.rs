@@ -105,12 +105,7 @@ fn info(args: &args::EncfsInfo) -> Result<(), Failure> {
     let inner = directory(&args.dir)?;
     let volume = Volume::find(inner, args.reverse).map_err(failed(&args.dir))?;
     let report = volume.describe();
-    if args.json {
-        println!("{:#}", render::json(&report));
-    } else {
-        print!("{}", render::text(&report));
-    }
-    Ok(())
+    crate::say(&if args.json { format!("{:#}\n", render::json(&report)) } else { render::text(&report) })
 }
 
 fn fsck(args: &args::EncfsFsck) -> Result<(), Failure> {
@@ -126,10 +121,10 @@ fn fsck(args: &args::EncfsFsck) -> Result<(), Failure> {
     drop(progress);
     let checked = checked.map_err(failed(&args.dir))?;
     for (path, problem) in &checked.problems {
-        println!("{}: {problem}", shown(path));
+        crate::say(&format!("{}: {problem}\n", shown(path)))?;
     }
-    println!(
-        "{} entries, {} of content: {}",
+    crate::say(&format!(
+        "{} entries, {} of content: {}\n",
         checked.nodes,
         render::bytes(checked.bytes),
         match checked.problems.len() {
@@ -137,7 +132,7 @@ fn fsck(args: &args::EncfsFsck) -> Result<(), Failure> {
             1 => "1 problem".to_owned(),
             count => format!("{count} problems"),
         }
-    );
+    ))?;
     if checked.problems.is_empty() {
         Ok(())
     } else {

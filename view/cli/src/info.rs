@@ -17,12 +17,7 @@ const DEPTH: u32 = 1;
 /// Prints the report of a source.
 pub(crate) fn run(args: &args::Info) -> Result<(), Failure> {
     let report = report(args)?;
-    if args.json {
-        println!("{:#}", render::json(&report));
-    } else {
-        print!("{}", render::text(&report));
-    }
-    Ok(())
+    crate::say(&if args.json { format!("{:#}\n", render::json(&report)) } else { render::text(&report) })
 }
 
 fn report(args: &args::Info) -> Result<Report, Failure> {

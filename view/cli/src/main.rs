@@ -91,6 +91,12 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes to standard output.
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| output_failed(&error))
+}
+
 /// A failure to write to standard output. A reader that has seen enough (`| head`) is none: the program just ends.
 pub(crate) fn output_failed(error: &std::io::Error) -> Failure {
     if error.kind() == ErrorKind::BrokenPipe {

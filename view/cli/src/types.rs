@@ -16,19 +16,19 @@ pub(crate) fn run(args: &args::Types) -> Result<(), Failure> {
     };
     if args.json {
         let list: Vec<serde_json::Value> = chosen.iter().map(|module| as_json(*module)).collect();
-        println!("{:#}", serde_json::Value::Array(list));
-    } else if args.type_name.is_some() {
-        chosen.iter().for_each(|module| print!("{}", page(*module)));
-    } else {
-        for module in chosen {
-            println!("{:10} {}", module.name(), module.summary());
-            if !module.aliases().is_empty() {
-                println!("{:10} also: {}", "", module.aliases().join(", "));
-            }
-        }
-        println!("\n`veduta types TYPE` shows the options of one.");
+        return crate::say(&format!("{:#}\n", serde_json::Value::Array(list)));
     }
-    Ok(())
+    if args.type_name.is_some() {
+        return crate::say(&chosen.iter().map(|module| page(*module)).collect::<String>());
+    }
+    let mut out = String::new();
+    for module in chosen {
+        out += &format!("{:10} {}\n", module.name(), module.summary());
+        if !module.aliases().is_empty() {
+            out += &format!("{:10} also: {}\n", "", module.aliases().join(", "));
+        }
+    }
+    crate::say(&(out + "\n`veduta types TYPE` shows the options of one.\n"))
 }
 
 /// A type's options and manual, as text.

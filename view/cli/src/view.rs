@@ -1,7 +1,6 @@
 //! Views: `veduta run` and the commands that are of use inside, under our names and the family's.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -147,7 +146,7 @@ pub(crate) fn explain(paths: &[OsString]) -> Result<(), Failure> {
     use std::os::unix::ffi::OsStrExt;
     for path in paths {
         let answer = control(Control::Explain, path.as_bytes())?;
-        print(&format!("{}\n", String::from_utf8_lossy(&answer)))?;
+        crate::say(&format!("{}\n", String::from_utf8_lossy(&answer)))?;
     }
     Ok(())
 }
@@ -162,7 +161,7 @@ pub(crate) fn syscalls(json: bool) -> Result<(), Failure> {
                     "family": format!("{:?}", row.family).to_lowercase(), "treatment": row.family.describe()})
             })
             .collect();
-        return print(&format!("{}\n", serde_json::Value::Array(rows)));
+        return crate::say(&format!("{}\n", serde_json::Value::Array(rows)));
     }
     let number = |number: Option<u16>| number.map_or("-".to_owned(), |number| number.to_string());
     let mut text = format!("{:<24} {:>6} {:>7}  IN A VIEW\n", "CALL", "X86_64", "AARCH64");
@@ -176,16 +175,12 @@ pub(crate) fn syscalls(json: bool) -> Result<(), Failure> {
         ));
     }
     text.push_str("all other numbers, and 32-bit and x32 calls: refused, ENOSYS\n");
-    print(&text)
+    crate::say(&text)
 }
 
 /// What is reported of calls, from now on.
 pub(crate) fn trace(wanted: &str) -> Result<(), Failure> {
     control(Control::Trace, wanted.as_bytes()).map(drop)
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    std::io::stdout().write_all(text.as_bytes()).map_err(|error| crate::output_failed(&error))
 }
 
 fn control(what: Control, text: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -229,7 +224,7 @@ fn engine(name: &str, arguments: &[OsString]) -> Result<ExitCode, Failure> {
         match word {
             "--" => break,
             "-h" | "--help" => {
-                print(&format!("{usage}\n\nThe same as `veduta run`: see `veduta run --help`.\n"))?;
+                crate::say(&format!("{usage}\n\nThe same as `veduta run`: see `veduta run --help`.\n"))?;
                 return Ok(ExitCode::SUCCESS);
             }
             "-N" | "--norc" => no_rc = true,
@@ -274,7 +269,9 @@ fn vumount(arguments: &[OsString]) -> Result<ExitCode, Failure> {
             Some("-R" | "--rbind") => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
             Some("-M" | "--move") => flags |= MsFlags::MS_MOVE,
             Some("-h" | "--help") => {
-                print(&format!("{usage}\n\nMounts in the view that it runs in. Types: veduta types.\n"))?;
+                crate::say(&format!(
+                    "{usage}\n\nMounts in the view that it runs in. Types: veduta types.\n"
+                ))?;
                 return Ok(ExitCode::SUCCESS);
             }
             Some(other) if other.starts_with('-') => {
@@ -376,7 +373,7 @@ fn vuname(arguments: &[OsString]) -> Result<ExitCode, Failure> {
             }
         }
     }
-    print(&format!("{}\n", words.join(" ").trim_end()))?;
+    crate::say(&format!("{}\n", words.join(" ").trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -423,7 +420,7 @@ fn insmod(name: &str, arguments: &[OsString]) -> Result<ExitCode, Failure> {
 
 fn lsmod() -> Result<ExitCode, Failure> {
     let types = control(Control::Types, b"")?;
-    print(&String::from_utf8_lossy(&types))?;
+    crate::say(&String::from_utf8_lossy(&types))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -442,7 +439,7 @@ fn vudebug(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     };
     match arguments.first().and_then(|word| word.to_str()) {
         None | Some("?") => {
-            print("tags: s all calls, p c v paths, f d descriptors, m mounts, n a programs\n")?;
+            crate::say("tags: s all calls, p c v paths, f d descriptors, m mounts, n a programs\n")?;
         }
         Some(word) if word.starts_with('-') => trace("")?,
         Some(word) => trace(&families(word.trim_start_matches('+')))?,
