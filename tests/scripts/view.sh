@@ -245,3 +245,32 @@ import mmap, os
 f = open(\"sparse\", \"w+b\"); f.truncate(20 << 30); m = mmap.mmap(f.fileno(), 0); m[15 << 30] = 7; m.flush()
 assert os.pread(f.fileno(), 2, 15 << 30) == bytes([7, 0]); m[-1] = 9; m.close()" && [ "$(tail -c 1 sparse | od -An -tu1)" -eq 9 ] && rm sparse'
 ! has strace || check "B7: strace -f inside a view" bash -c 'timeout -k 1 30 "$VEDUTA" run -N --mount "ext2:$TMP/ext4.img:$TMP/m" -- strace -f -o st sh -c "cat m/greetings; true" | grep -q ciao && grep -q exited st'
+
+# The one that waits stopped once by the terminal and once more when told of it, so that fg stopped it again.
+cat >keys.py <<'END'
+import os, pty, re, select, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.environ["PS1"] = "ready> "
+    os.execv("/bin/bash", ["bash", "--norc", "--noprofile", "-i"])
+seen = b""
+def expect(pattern, seconds=10):
+    global seen
+    end = time.time() + seconds
+    while not re.search(pattern, seen):
+        if time.time() > end:
+            sys.exit("not seen: %r in %r" % (pattern, seen))
+        if select.select([terminal], [], [], 0.1)[0]:
+            seen += os.read(terminal, 65536)
+    seen = b""
+expect(rb"ready> ")
+os.write(terminal, b"'%s' run -N -- sh -c 'echo be''gun; sleep 1; echo en''ded'\n" % sys.argv[1].encode())
+expect(rb"begun")
+os.write(terminal, b"\x1a")
+expect(rb"Stopped")
+os.write(terminal, b"fg\n")
+expect(rb"ended")
+os.write(terminal, b"exit\n")
+print("went on")
+END
+same "Ctrl-Z stops a view, and fg goes on with it" "went on" "$(timeout 40 python3 keys.py "$VEDUTA" 2>&1)"

@@ -62,9 +62,16 @@ pub fn run(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<ExitCode
 /// The first process: it stops and goes on with the command, passes signals on, and cleans up if the engine dies.
 fn wait_for_engine(engine: Pid) -> ExitCode {
     let mut signals = SigSet::empty();
-    for signal in
-        [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1]
-    {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        // Of the terminal's stop the command decides: it may not want to stop.
+        Signal::SIGTSTP,
+    ] {
         signals.add(signal);
     }
     if signals.thread_block().is_err() {
