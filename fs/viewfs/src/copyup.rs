@@ -272,10 +272,10 @@ impl Tree {
             let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
             match fs.setattr(ino, &owner) {
                 Ok(_) => {}
-                // The copy is the user's own, who may not give it away; and must not run as somebody else, then.
-                Err(Errno::EPERM | Errno::EINVAL) if self.uid != 0 => {
-                    perm = Perm::from_mode(perm.bits() & 0o1777);
-                }
+                Err(Errno::EPERM) if self.uid == 0 => return Err(Errno::EPERM),
+                // The copy is the user's own, who may not give it away, or (EINVAL) knows its owner only as nobody, in a user
+                // namespace where root is such a user too. It must not run as somebody else, then.
+                Err(Errno::EPERM | Errno::EINVAL) => perm = Perm::from_mode(perm.bits() & 0o1777),
                 Err(error) => return Err(error),
             }
         }
