@@ -101,7 +101,12 @@ fn a_listing_that_lies_about_its_length_is_an_error() {
     // The reply to OPENDIR is right; of the first READDIR, the count of names is the largest number.
     let tree = mounted(&[(MOUNT + 1, [lie::LARGEST, 0, 9, 0])]);
     assert_eq!(names(&*tree), Err(Errno::EPROTO));
-    assert_eq!(names(&*tree).map(|names| names.len()), Ok(3));
+    // What was asked for ahead at the same time may still end in that error; what is asked for afterwards is right.
+    let again = || names(&*tree).map(|names| names.len()) == Ok(3);
+    assert!((0..100).any(|_| again() || {
+        std::thread::sleep(Duration::from_millis(50));
+        false
+    }));
 }
 
 #[test]
