@@ -53,6 +53,8 @@ check "S1: a module that is built in can be loaded" umvu -N vu_insmod vufuse vuf
 same "S54: a view has a name" 'mine' "$(view --name mine -- viewname)"
 same "S54: a view is given a name" 'new' "$(view -- bash -c 'viewname new; viewname')"
 refuse 2 'not a view' "S54: outside is no view" vuname
+same "two processes make the first mounts at the same time" "$(printf 'ciao\nciao\n%.0s' 1 2 3 4 5)" "$(for round in 1 2 3 4 5; do
+    view -- bash -c 'mount --bind tree m & mount --bind tree n & wait; cat m/greetings n/greetings' || echo "round $round failed"; done)"
 printf '#!/bin/bash\nvumount -t ext2 %s/ext4.img %s/m\n' "$TMP" "$TMP" >.vurc
 chmod 755 .vurc
 same "S7: an rc file runs before the command" ciao "$(umvu cat m/greetings)"

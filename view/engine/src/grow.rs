@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -18,19 +20,9 @@ use crate::calls::{self, Level};
 use crate::serve::Source;
 use crate::view::View;
 
-/// Programs that mount: before they run, the view must catch paths, so that they see what they will mount on.
-const MOUNTERS: &[&[u8]] = &[
-    b"mount",
-    b"umount",
-    b"losetup",
-    b"veduta",
-    b"vumount",
-    b"vuumount",
-    b"viewmount",
-    b"viewumount",
-    b"busybox",
-    b"findmnt",
-];
+/// Programs that mount, beside those of `proc::MOUNTERS`: before any of them runs, the view must catch paths, so that it
+/// sees what it will mount on.
+const OUR_MOUNTERS: &[&[u8]] = &[b"veduta", b"vumount", b"vuumount", b"viewmount", b"viewumount", b"findmnt"];
 
 /// `execve` in an idle view.
 pub(crate) fn before_exec(
@@ -45,7 +37,8 @@ pub(crate) fn before_exec(
     let program = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     // Not for names along PATH that do not exist.
     let exists = || std::fs::metadata(std::path::Path::new(&*String::from_utf8_lossy(&path))).is_ok();
-    if !MOUNTERS.contains(&program) || (path.starts_with(b"/") && !exists()) {
+    let mounts = OUR_MOUNTERS.contains(&program) || crate::proc::MOUNTERS.contains(&program);
+    if !mounts || (path.starts_with(b"/") && !exists()) {
         return Ok(Answer::GoOn);
     }
     to_mounted(view, source, notification, &Ok(Answer::GoOn))?;
@@ -53,23 +46,36 @@ pub(crate) fn before_exec(
 }
 
 /// Has the view catch all that a view with mounts must. The caller's own call is answered with `answer` in the middle.
+///
+/// Two may ask for it at one time, and the first waits until the other's process stands still, which it does only when its
+/// call has been answered. So the second does not wait for the first one's end, but until the first has asked all
+/// processes to stop: then it answers, and its process gets the larger filter before it can make another call.
 pub(crate) fn to_mounted(
     view: &Arc<View>,
     source: &Source,
     notification: &Notification,
     answer: &Outcome,
 ) -> Result<()> {
-    let _growing = view.growing.lock();
     let give = || match answer {
         Ok(Answer::Value(value)) => source.with(|listener| listener.value(notification.id, *value)),
         Ok(_) => source.with(|listener| listener.go_on(notification.id)),
         Err(errno) => source.with(|listener| listener.error(notification.id, *errno as i32)),
+    };
+    let _growing = loop {
+        if let Some(guard) = view.growing.try_lock() {
+            break guard;
+        }
+        if view.all_asked_to_stop.load(Ordering::Acquire) {
+            return give();
+        }
+        std::thread::sleep(Duration::from_micros(200));
     };
     if view.level() == Level::Mounted {
         return give();
     }
     let _stopping = view.stopping.read();
     let attached = attach_all();
+    view.all_asked_to_stop.store(true, Ordering::Release);
     give()?;
     let mut stopped: Vec<Stopped> =
         attached.into_iter().filter_map(|attached| attached.wait().ok()).collect();
@@ -97,7 +103,7 @@ pub(crate) fn to_mounted(
 fn install(task: &mut Stopped, program: &veduta_trace::Program) -> Result<std::os::fd::OwnedFd> {
     for _ in 0..2000 {
         match task.add_filter(program) {
-            Err(Errno::EBUSY) => std::thread::sleep(std::time::Duration::from_micros(500)),
+            Err(Errno::EBUSY) => std::thread::sleep(Duration::from_micros(500)),
             done => return done,
         }
     }
@@ -124,9 +130,10 @@ fn attach_all() -> Vec<Attached> {
     }
 }
 
-/// The processes of the view: those of our descendants that have a filter.
+/// The processes of the view: our descendants, but not what a driver started (`ssh`).
 pub(crate) fn processes() -> Vec<Pid> {
     let mut found = Vec::new();
+    let own = Standing::of(&std::process::id().to_string()).unwrap_or_default();
     let mut open = vec![std::process::id().to_string()];
     while let Some(pid) = open.pop() {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
@@ -134,16 +141,57 @@ pub(crate) fn processes() -> Vec<Pid> {
             let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
             open.extend(children.split_whitespace().map(str::to_owned));
         }
-        if is_filtered(&pid) {
+        if Standing::of(&pid).is_some_and(|it| it.filters > own.filters || it.tracer == std::process::id()) {
             found.extend(pid.parse().ok().map(Pid::from_raw));
         }
     }
     found
 }
 
-fn is_filtered(pid: &str) -> bool {
-    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    let alive = !status.lines().any(|line| line.starts_with("State:\tZ"));
-    alive && pid != std::process::id().to_string() && status.lines().any(|line| line == "Seccomp:\t2")
+/// What tells a process of the view: it has a filter more than the engine (which has one too in many a container), or is
+/// traced by it.
+#[derive(Debug, Default, PartialEq)]
+struct Standing {
+    filters: u32,
+    tracer: u32,
+}
+
+impl Standing {
+    /// `None` for a process that has ended.
+    fn of(pid: &str) -> Option<Self> {
+        Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/status")).ok()?))
+    }
+
+    /// Reads `/proc/PID/status` (proc(5)). Before Linux 5.9 there is no count of filters, but whether there are any.
+    fn parse(status: &str) -> Option<Self> {
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim)
+        };
+        let number = |name: &str| value(name).and_then(|text| text.parse::<u32>().ok());
+        if value("State").is_none_or(|state| state.starts_with(['Z', 'X'])) {
+            return None;
+        }
+        let has_filter = u32::from(value("Seccomp") == Some("2"));
+        Some(Self {
+            filters: number("Seccomp_filters").unwrap_or(has_filter),
+            tracer: number("TracerPid").unwrap_or(0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_by_its_filters_and_its_tracer() {
+        let status = |text: &str| Standing::parse(text);
+        let text = "Name:\tssh\nState:\tS (sleeping)\nTracerPid:\t7\nSeccomp:\t2\nSeccomp_filters:\t3\n";
+        assert_eq!(status(text), Some(Standing { filters: 3, tracer: 7 }));
+        let old = "State:\tR (running)\nTracerPid:\t0\nSeccomp:\t2\n";
+        assert_eq!(status(old), Some(Standing { filters: 1, tracer: 0 }));
+        assert_eq!(status("State:\tZ (zombie)\nTracerPid:\t0\nSeccomp:\t2\n"), None);
+        assert_eq!(status(""), None);
+    }
 }

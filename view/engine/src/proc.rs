@@ -175,7 +175,7 @@ fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Programs that ask who runs them before they make a mount, which in a view everybody may.
-const MOUNTERS: &[&[u8]] = &[b"mount", b"umount", b"losetup", b"busybox"];
+pub(crate) const MOUNTERS: &[&[u8]] = &[b"mount", b"umount", b"losetup", b"busybox"];
 
 /// `getuid` and its relatives.
 pub(crate) fn identity(call: &Call<'_>, name: &str) -> Outcome {

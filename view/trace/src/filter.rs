@@ -94,8 +94,8 @@ fn branch(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 }
 
 impl Program {
-    /// Assembles a program. `limit`: one more than the highest number that is known; `always` are numbers beyond it that
-    /// have rules of their own.
+    /// Assembles a program. `limit`: one more than the highest number that is known. A number that has no rule is allowed
+    /// below the limit and fails with `ENOSYS` from there on.
     pub fn new(mut rules: Vec<Rule>, limit: u32) -> Self {
         rules.sort_by_key(|rule| rule.number);
         let mut code = vec![
