@@ -48,10 +48,16 @@ pub(crate) struct Plan {
     program: Image,
     /// The interpreter, if the program's copy must name its descriptor: at this offset, in this many bytes.
     interpreter: Option<(OwnedFd, u64, usize)>,
-    /// What takes the place of the first argument, for scripts.
-    front: Option<Vec<CString>>,
+    start: Start,
+}
+
+/// What the program is told.
+struct Start {
+    /// Addresses in the task.
     argv: u64,
     envp: u64,
+    /// What takes the place of the first argument, for scripts.
+    front: Option<Vec<CString>>,
     /// What the process is called (`comm`).
     name: Vec<u8>,
 }
@@ -112,7 +118,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         }
         let interpreter = interpreter_of(&file, &head)?;
         let wanted = interpreter.as_ref().map(|(path, at, room)| (path.as_slice(), *at, *room));
-        return plan(call, &place, &file, wanted, direct, front, (argv, envp), &text);
+        let name = text.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = name[..name.len().min(15)].to_vec();
+        let start = Start { argv, envp, front, name };
+        return plan(call, &place, &file, wanted, direct, start);
     }
     Err(Errno::ELOOP)
 }
@@ -132,16 +141,14 @@ fn host_path(call: &Call<'_>, dirfd: u64, path: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// How to run a program of which all is known; the kernel's own way if nothing of it is virtual.
 fn plan(
     call: &Call<'_>,
     place: &Place,
     file: &Content,
     interpreter: Option<(&[u8], u64, usize)>,
     direct: bool,
-    front: Option<Vec<CString>>,
-    (argv, envp): (u64, u64),
-    text: &[u8],
+    start: Start,
 ) -> Outcome {
     let mut virtual_interpreter = None;
     if let Some((path, at, room)) = interpreter {
@@ -165,15 +172,7 @@ fn plan(
         _ if virtual_interpreter.is_some() => Image::Descriptor(file.copy(call)?),
         _ => Image::Descriptor(file.image(call)?),
     };
-    let name = text.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    Ok(Answer::Exec(Box::new(Plan {
-        program,
-        interpreter: virtual_interpreter,
-        front,
-        argv,
-        envp,
-        name: name[..name.len().min(15)].to_vec(),
-    })))
+    Ok(Answer::Exec(Box::new(Plan { program, interpreter: virtual_interpreter, start })))
 }
 
 impl Plan {
@@ -219,28 +218,28 @@ impl Plan {
         let mut memory = Layout::default();
         let program = memory.text(&program);
         let mut argv = None;
-        if let Some(front) = &self.front {
+        if let Some(front) = &self.start.front {
             let texts: Vec<usize> = front.iter().map(|word| memory.text(word)).collect();
-            let old = pointers(task, self.argv)?;
+            let old = pointers(task, self.start.argv)?;
             argv = Some((texts, old.get(1..).unwrap_or_default().to_vec()));
         }
         let words = argv.as_ref().map_or(0, |(texts, old)| texts.len() + old.len() + 1);
         let base = stopped.scratch(memory.bytes.len() + 8 + words * 8)?;
         let array = base + memory.bytes.len().next_multiple_of(8) as u64;
         task.write(base, &memory.bytes)?;
-        let mut argv_address = self.argv;
+        let mut argv_address = self.start.argv;
         if let Some((texts, old)) = argv {
             let all = texts.iter().map(|at| base + *at as u64).chain(old).chain([0]);
             let bytes: Vec<u8> = all.flat_map(u64::to_ne_bytes).collect();
             task.write(array, &bytes)?;
             argv_address = array;
         }
-        let args = [base + program as u64, argv_address, self.envp, 0, 0, 0];
+        let args = [base + program as u64, argv_address, self.start.envp, 0, 0, 0];
         if !stopped.exec(libc::SYS_execve as u32, args)? {
             return Ok(false);
         }
         // The kernel called the process after the descriptor.
-        let mut name = self.name.clone();
+        let mut name = self.start.name.clone();
         name.push(0);
         let at = stopped.scratch(16)?;
         Task(stopped.tid()).write(at, &name)?;

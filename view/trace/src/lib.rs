@@ -16,6 +16,8 @@
 //! `execve` of a virtual file, a new filter) and let go again. So debuggers work inside, and signals, job control and
 //! threads are the kernel's.
 
+#![deny(unsafe_code)] // five files that say so in their first line allow it
+
 pub mod filter;
 pub mod notify;
 pub mod raw;

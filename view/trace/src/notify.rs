@@ -1,7 +1,9 @@
-//! The listener of a seccomp filter: `seccomp_unotify(2)`. Contains `unsafe`: ioctls with our own structures.
+//! unsafe: ioctls with our own structures. The listener of a seccomp filter: `seccomp_unotify(2)`.
 //!
 //! A call that the filter marked waits in the kernel until it is answered. An answer is a value, an error, a descriptor that
 //! is installed and returned, or "go on", upon which the kernel serves the call itself.
+
+#![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 

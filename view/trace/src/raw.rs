@@ -1,4 +1,6 @@
-//! System calls that no library wraps, made by ourselves. Contains `unsafe`: arguments by hand.
+//! unsafe: arguments by hand. System calls that no library wraps, made by ourselves.
+
+#![allow(unsafe_code)]
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -1,4 +1,6 @@
-//! A program started under a filter. Contains `unsafe`: fork, and what a child may do before it runs its program.
+//! unsafe: fork, and what a child may do before it runs its program. A program started under a filter.
+
+#![allow(unsafe_code)]
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,8 +1,10 @@
-//! A task that is stopped by ptrace. Contains `unsafe`: raw waits.
+//! unsafe: raw waits. A task that is stopped by ptrace.
 //!
 //! A task is attached for a moment, its registers are changed, and it is let go. [`Stopped`] is the proof that none of its
 //! instructions run; dropping it lets the task go on. What tracing would lose is kept: signals that come in between are
 //! sent again at the end, and a call that the stop cut short is restarted as the kernel restarts it.
+
+#![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 

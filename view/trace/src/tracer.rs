@@ -1,7 +1,9 @@
-//! Tasks that are traced all the time, where there is no listener. Contains `unsafe`: raw waits and requests.
+//! unsafe: raw waits and requests. Tasks that are traced all the time, where there is no listener.
 //!
 //! Either a seccomp filter stops them at the calls that matter, or every call stops them and the same filter is run
 //! here. All functions are for the thread that started the command.
+
+#![allow(unsafe_code)]
 
 use nix::errno::Errno;
 use nix::libc;
