@@ -63,8 +63,8 @@ pub(crate) struct Call<'a> {
 
 /// What a path argument of a call leads to.
 pub(crate) enum Target {
-    /// To nothing that the view is concerned with.
-    PlainlyHost,
+    /// To nothing that the view is concerned with; the canonical path, if it has one.
+    PlainlyHost(Option<Vec<u8>>),
     /// To what a walk found.
     Found(Box<Found>),
 }
@@ -115,17 +115,18 @@ impl<'a> Call<'a> {
                         wants_dir: false,
                     }))
                 }
-                Start::Host(_) | Start::Opaque => Target::PlainlyHost,
+                Start::Host(_) | Start::Opaque => Target::PlainlyHost(None),
             });
         }
         let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { self.start(dirfd)? };
         match &start {
-            Start::Opaque => return Ok(Target::PlainlyHost),
-            Start::Host(base)
-                if self.root.is_none()
-                    && walk::is_plainly_host(&self.table, base, path, follow && !path.ends_with(b"/.")) =>
-            {
-                return Ok(Target::PlainlyHost);
+            Start::Opaque => return Ok(Target::PlainlyHost(None)),
+            Start::Host(base) if self.root.is_none() => {
+                let follow = follow && !path.ends_with(b"/.");
+                let links = !limits.beneath && !limits.in_root;
+                if let Some(canonical) = walk::plain_host_path(&self.table, base, path, follow, links) {
+                    return Ok(Target::PlainlyHost(Some(canonical)));
+                }
             }
             _ => {}
         }

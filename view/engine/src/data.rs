@@ -715,7 +715,7 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
         let place = place(stand_in)?;
         call.writable(&place)?;
         if let Place::Tree(_, attr) = &place {
-            if !call.identity.is_root() && call.identity.uid != attr.uid {
+            if !call.identity.is_root() && call.identity.uid() != attr.uid {
                 return Err(Errno::EPERM);
             }
         }

@@ -75,7 +75,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
     let text = call.task.read_path(path)?;
     let mut place = match call.find_path(dirfd, &text, follow, empty, Limits::default())? {
-        Target::PlainlyHost => {
+        Target::PlainlyHost(_) => {
             // What runs on the host may still want a virtual interpreter.
             let Some(path) = host_path(call, dirfd, &text) else { return Ok(Answer::GoOn) };
             Place::Host(path)
@@ -104,7 +104,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             let found =
                 call.find_path(libc::AT_FDCWD as u64, &interpreter, true, false, Limits::default())?;
             place = match found {
-                Target::PlainlyHost => {
+                Target::PlainlyHost(_) => {
                     Place::Host(host_path(call, libc::AT_FDCWD as u64, &interpreter).ok_or(Errno::ENOENT)?)
                 }
                 Target::Found(found) => {

@@ -157,7 +157,7 @@ fn on_node(
     work: impl FnOnce(&Place) -> Outcome,
 ) -> Outcome {
     let found = match call.find(dirfd, address, follow, empty)? {
-        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     match &found.place {
@@ -230,7 +230,7 @@ fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> O
     // Only readlinkat(2) takes an empty path, for the descriptor of a link.
     let by_descriptor = dirfd != CWD && call.task.read_path(path)?.is_empty();
     let found = match call.find(dirfd, path, false, by_descriptor)? {
-        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     let text = match found.place.as_ref() {
@@ -282,7 +282,7 @@ fn in_directory<'f>(
 /// Finds the place for a new name.
 fn find_new(call: &Call<'_>, dirfd: u64, path: u64) -> Result<Option<Found>> {
     match call.find(dirfd, path, false, false)? {
-        Target::PlainlyHost => Ok(None),
+        Target::PlainlyHost(_) => Ok(None),
         Target::Found(found) => {
             // Existing names are refused before anything else is looked at; a mount point is one, whatever is below.
             let is_host =
@@ -343,7 +343,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
     let text = call.task.read_path(path)?;
     let last = text.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
     let found = match call.find_path(dirfd, &text, false, false, Limits::default())? {
-        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     let is_virtual = matches!(found.place, Some(Place::Tree(..)));
@@ -390,9 +390,9 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
 fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outcome {
     let (old, new) = (call.find(from.0, from.1, false, false)?, call.find(to.0, to.1, false, false)?);
     let (old, new) = match (old, new) {
-        (Target::PlainlyHost, Target::PlainlyHost) => return Ok(Answer::GoOn),
+        (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
-        (Target::Found(found), Target::PlainlyHost) | (Target::PlainlyHost, Target::Found(found)) => {
+        (Target::Found(found), Target::PlainlyHost(_)) | (Target::PlainlyHost(_), Target::Found(found)) => {
             let is_host = !matches!(found.place, Some(Place::Tree(..)))
                 && !matches!(found.parent, Some(Place::Tree(..)));
             if is_host && found.direct {
@@ -523,9 +523,9 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
     let old = call.find(from.0, from.1, follow, flags & libc::AT_EMPTY_PATH != 0)?;
     let new = call.find(to.0, to.1, false, false)?;
     let (old, new) = match (old, new) {
-        (Target::PlainlyHost, Target::PlainlyHost) => return Ok(Answer::GoOn),
+        (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
-        (Target::Found(found), Target::PlainlyHost) | (Target::PlainlyHost, Target::Found(found)) => {
+        (Target::Found(found), Target::PlainlyHost(_)) | (Target::PlainlyHost(_), Target::Found(found)) => {
             let is_host = !matches!(found.place, Some(Place::Tree(..)))
                 && !matches!(found.parent, Some(Place::Tree(..)));
             return match (is_host, found.direct) {
@@ -635,7 +635,7 @@ pub(crate) fn chown(call: &Call<'_>, place: &Place, uid: u64, gid: u64) -> Outco
     let (_, attr) = node(place)?;
     // Even if neither is changed, what is no directory is no set-id program any more: `chown_common` of the kernel.
     let drop_set_id = attr.kind != Kind::Directory && attr.perm.bits() & 0o6000 != 0;
-    if drop_set_id && !call.identity.is_root() && call.identity.uid != attr.uid {
+    if drop_set_id && !call.identity.is_root() && call.identity.uid() != attr.uid {
         return Err(Errno::EPERM);
     }
     change(call, place, SetAttr { uid: id(uid), gid: id(gid), drop_set_id, ..SetAttr::default() })
@@ -727,7 +727,7 @@ pub(crate) fn statfs(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
 
 fn chdir(call: &Call<'_>) -> Outcome {
     let found = match call.find(CWD, call.args[0], true, false)? {
-        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     match found.place.as_ref() {
@@ -758,8 +758,8 @@ fn chdir(call: &Call<'_>) -> Outcome {
 fn chroot(call: &Call<'_>) -> Outcome {
     let may = call.identity.is_root() || call.view.all_root;
     let found = match call.find(CWD, call.args[0], true, false)? {
-        Target::PlainlyHost if call.view.is_root || !may => return Ok(Answer::GoOn),
-        Target::PlainlyHost => {
+        Target::PlainlyHost(_) if call.view.is_root || !may => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => {
             let path = call.task.read_path(call.args[0])?;
             let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { call.start(CWD)? };
             Box::new(call.walker(Limits::default()).walk(&start, &path, true)?)
@@ -842,7 +842,7 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
         call.writable(place)?;
         Call::unguarded(attr, false)?;
     }
-    let owns = call.identity.is_root() || call.identity.uid == attr.uid;
+    let owns = call.identity.is_root() || call.identity.uid() == attr.uid;
     if name_bytes.starts_with(b"user.") {
         if !matches!(attr.kind, Kind::File | Kind::Directory) {
             return Err(if changes { Errno::EPERM } else { Errno::ENODATA });

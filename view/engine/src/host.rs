@@ -136,7 +136,7 @@ pub(crate) fn as_caller<T>(call: &Call<'_>, work: impl FnOnce() -> Result<T>) ->
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
     let other = call.view.is_root && !call.identity.is_root();
     if other {
-        raw::set_fs_identity(call.identity.uid, call.identity.gid, call.identity.groups())?;
+        raw::set_fs_identity(call.identity.uid(), call.identity.gid(), call.identity.groups())?;
     }
     let result = work();
     if other {

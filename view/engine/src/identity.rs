@@ -14,32 +14,45 @@ pub(crate) const WRITE: u32 = 2;
 /// See [`READ`].
 pub(crate) const EXECUTE: u32 = 1;
 
-/// The identity of a task that matters for files.
+/// The identity of a task that matters for files. Most calls need none, so it is found out when it is asked for.
 pub(crate) struct Identity {
     task: Task,
-    /// The user.
-    pub uid: u32,
-    /// The group.
-    pub gid: u32,
+    user_and_group: OnceCell<(u32, u32)>,
     groups: OnceCell<Vec<u32>>,
 }
 
 impl Identity {
-    /// Of a task. The owner of its directory in `/proc` is its effective identity.
+    /// Of a task.
     pub(crate) fn of(task: Task) -> Self {
-        let engine = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        // An ordinary user's processes stay that user's: a view has no set-user-id programs.
-        let (uid, gid) = if engine.0 == 0 {
-            std::fs::metadata(format!("/proc/{}", task.0)).map_or(engine, |data| (data.uid(), data.gid()))
-        } else {
-            engine
-        };
-        Self { task, uid, gid, groups: OnceCell::new() }
+        Self { task, user_and_group: OnceCell::new(), groups: OnceCell::new() }
+    }
+
+    /// The owner of the task's directory in `/proc` is its effective identity.
+    fn user_and_group(&self) -> (u32, u32) {
+        *self.user_and_group.get_or_init(|| {
+            let engine = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            if engine.0 != 0 {
+                // An ordinary user's processes stay that user's: a view has no set-user-id programs.
+                return engine;
+            }
+            std::fs::metadata(format!("/proc/{}", self.task.0))
+                .map_or(engine, |data| (data.uid(), data.gid()))
+        })
+    }
+
+    /// The user.
+    pub(crate) fn uid(&self) -> u32 {
+        self.user_and_group().0
+    }
+
+    /// The group.
+    pub(crate) fn gid(&self) -> u32 {
+        self.user_and_group().1
     }
 
     /// Whether it is root.
     pub(crate) fn is_root(&self) -> bool {
-        self.uid == 0
+        self.uid() == 0
     }
 
     /// The supplementary groups.
@@ -49,7 +62,7 @@ impl Identity {
 
     /// Whether it belongs to a group.
     pub(crate) fn is_in(&self, group: u32) -> bool {
-        self.gid == group || self.groups().contains(&group)
+        self.gid() == group || self.groups().contains(&group)
     }
 
     /// `EACCES` unless the node's bits allow all of `wanted`.
@@ -59,7 +72,7 @@ impl Identity {
             let runs = wanted & EXECUTE == 0 || attr.kind == Kind::Directory || bits & 0o111 != 0;
             return if runs { Ok(()) } else { Err(Errno::EACCES) };
         }
-        let allowed = if attr.uid == self.uid {
+        let allowed = if attr.uid == self.uid() {
             bits >> 6
         } else if self.is_in(attr.gid) {
             bits >> 3
@@ -72,7 +85,7 @@ impl Identity {
     /// Whether a name in a sticky directory may be taken away: `EPERM` if not.
     pub(crate) fn may_remove(&self, directory: &Attr, node: &Attr) -> Result<()> {
         let sticky = directory.perm.bits() & 0o1000 != 0;
-        if !sticky || self.is_root() || self.uid == node.uid || self.uid == directory.uid {
+        if !sticky || self.is_root() || self.uid() == node.uid || self.uid() == directory.uid {
             Ok(())
         } else {
             Err(Errno::EPERM)
@@ -82,7 +95,7 @@ impl Identity {
     /// Whether attributes may be changed so, other than the size: `EPERM` or `EACCES` if not. Corrects what Linux corrects: a
     /// group that the caller is not in takes the set-group-id bit away, and a change of owner both.
     pub(crate) fn may_change(&self, attr: &Attr, changes: &mut SetAttr) -> Result<()> {
-        let owns = self.is_root() || self.uid == attr.uid;
+        let owns = self.is_root() || self.uid() == attr.uid;
         if (changes.perm.is_some() || changes.flags.is_some()) && !owns {
             return Err(Errno::EPERM);
         }

@@ -395,7 +395,7 @@ fn disk_tree(call: &Call<'_>, looks: DeviceNode, drive: &Arc<BlockDrive>) -> Arc
             minor: looks.minor.unwrap_or(0x8000 + number * 256),
         },
         perm: looks.perm.unwrap_or(Perm::from_mode(0o600)),
-        owner: (looks.uid.unwrap_or(call.identity.uid), looks.gid.unwrap_or(call.identity.gid)),
+        owner: (looks.uid.unwrap_or(call.identity.uid()), looks.gid.unwrap_or(call.identity.gid())),
         time: Timestamp::now(),
     })
 }

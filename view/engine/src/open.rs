@@ -52,7 +52,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let follow = !flags.contains(OFlag::O_NOFOLLOW) && !exclusive;
     let path = call.task.read_path(path)?;
     let found = match call.find_path(dirfd, &path, follow, false, limits)? {
-        Target::PlainlyHost => return host(call, dirfd, &path, flags),
+        Target::PlainlyHost(canonical) => return host(call, canonical.as_deref(), flags),
         Target::Found(found) => found,
     };
     match &found.place {
@@ -157,30 +157,14 @@ fn limits(resolve: u64) -> Result<Limits> {
 }
 
 /// A path that is plainly the host's; only a directory in which mounts are to be listed concerns the view.
-fn host(call: &Call<'_>, dirfd: u64, path: &[u8], flags: OFlag) -> Outcome {
-    if flags.intersects(OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_RDWR | OFlag::O_PATH)
-        || call.table.is_empty()
-    {
-        return Ok(Answer::GoOn);
-    }
-    let mut full = Vec::new();
-    if !path.starts_with(b"/") {
-        match call.start(dirfd)? {
-            crate::walk::Start::Host(base) => full = base,
-            _ => return Ok(Answer::GoOn),
+fn host(call: &Call<'_>, canonical: Option<&[u8]>, flags: OFlag) -> Outcome {
+    const OTHERS: OFlag = OFlag::O_CREAT.union(OFlag::O_WRONLY).union(OFlag::O_RDWR).union(OFlag::O_PATH);
+    match canonical {
+        Some(path) if !flags.intersects(OTHERS) => {
+            Ok(crate::directory::with_mounts(call, path, flags)?.unwrap_or(Answer::GoOn))
         }
+        _ => Ok(Answer::GoOn),
     }
-    for part in path.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => full.truncate(crate::mounts::split(&full).0.len()),
-            name => {
-                full.push(b'/');
-                full.extend_from_slice(name);
-            }
-        }
-    }
-    Ok(crate::directory::with_mounts(call, &full, flags)?.unwrap_or(Answer::GoOn))
 }
 
 /// What a driver needs to know of the flags.
@@ -218,7 +202,7 @@ pub(crate) fn existing(
     if !only_path {
         let need = if wanted.read { READ } else { 0 } | if writes { WRITE } else { 0 };
         call.may(place, need)?;
-        let is_own = attr.uid == call.identity.uid || call.identity.is_root();
+        let is_own = attr.uid == call.identity.uid() || call.identity.is_root();
         if flags.contains(OFlag::O_NOATIME) && !is_own {
             return Err(Errno::EPERM);
         }
@@ -407,8 +391,8 @@ pub(crate) fn new_node(
         kind,
         perm: Perm::from_mode(mode),
         umask: call.task.umask()?,
-        uid: call.identity.uid,
-        gid: call.identity.gid,
+        uid: call.identity.uid(),
+        gid: call.identity.gid(),
         rdev,
     };
     if above.perm.bits() & 0o2000 != 0 {

@@ -46,7 +46,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let path_given = path;
     let binds = name == "bind";
     let found = match call.find_path(libc::AT_FDCWD as u64, path, !binds, false, Limits::default())? {
-        Target::PlainlyHost => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     match (&found.place, &found.parent) {

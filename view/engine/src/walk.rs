@@ -5,9 +5,11 @@
 //! come to the same place (the walk is *direct*), and the call is left to it; if one was, and the end is on the host again,
 //! the engine makes the call itself.
 //!
-//! Most paths have nothing to do with any mount. [`is_plainly_host`] finds that out with one call of `openat2(2)`,
-//! which resolves without symbolic links: if there are none, the path as written says where it leads.
+//! Most paths have nothing to do with any mount. [`plain_host_path`] finds that out with one call of `openat2(2)`,
+//! which resolves without symbolic links: if there are none, the path as written says where it leads. If there are some,
+//! the first is read, and what is behind it is asked about in the same way.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +24,7 @@ use veduta_api::{Attr, Kind, Result};
 use veduta_trace::Task;
 
 use crate::identity::{EXECUTE, Identity};
-use crate::mounts::{Mount, Table, split};
+use crate::mounts::{Mount, Table, shown, split};
 use crate::node::{Node, guarded};
 use crate::standin::StandIns;
 
@@ -113,9 +115,40 @@ pub(crate) struct Walker<'a> {
     pub root: Option<Vec<u8>>,
 }
 
-/// Whether a path cannot concern any mount, and the kernel may have the call as it is. `base` is where it starts if it is
-/// relative. `follow`: a symbolic link at the end counts.
-pub(crate) fn is_plainly_host(table: &Table, base: &[u8], path: &[u8], follow: bool) -> bool {
+/// The canonical path, if a path cannot concern any mount, and the kernel may have the call as it is. `base` is where it
+/// starts if it is relative. `follow`: a symbolic link at the end counts. `links`: others are followed too.
+pub(crate) fn plain_host_path(
+    table: &Table,
+    base: &[u8],
+    path: &[u8],
+    follow: bool,
+    links: bool,
+) -> Option<Vec<u8>> {
+    let (mut base, mut path) = (Cow::Borrowed(base), Cow::Borrowed(path));
+    for _ in 0..=MAX_LINKS {
+        match proof(table, &base, &path, follow) {
+            Proof::Host(canonical) => return Some(canonical),
+            Proof::Link if links => {
+                let (directory, rest) = behind_first_link(&base, &path)?;
+                (base, path) = (Cow::Owned(directory), Cow::Owned(rest));
+            }
+            Proof::Link | Proof::None => return None,
+        }
+    }
+    None
+}
+
+/// What one look at a path proves.
+enum Proof {
+    /// There is no symbolic link in it, and it lies outside of all mounts: at this path.
+    Host(Vec<u8>),
+    /// There is a symbolic link in it; as written it lies outside.
+    Link,
+    /// Nothing.
+    None,
+}
+
+fn proof(table: &Table, base: &[u8], path: &[u8], follow: bool) -> Proof {
     let mut full = Vec::with_capacity(base.len() + path.len() + 1);
     let mut here = Vec::with_capacity(base.len() + path.len() + 1);
     if !path.starts_with(b"/") {
@@ -123,40 +156,77 @@ pub(crate) fn is_plainly_host(table: &Table, base: &[u8], path: &[u8], follow: b
         full.push(b'/');
         here.extend_from_slice(base);
         if table.serving(base).is_some() {
-            return false;
+            return Proof::None;
         }
     } else if table.at(b"").is_some() {
-        return false;
+        return Proof::None;
     }
     full.extend_from_slice(path);
     for part in path.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => continue,
-            b".." => here.truncate(split(&here).0.len()),
-            name => {
-                here.push(b'/');
-                here.extend_from_slice(name);
-            }
-        }
-        if table.concerns(&here) {
-            return false;
+        go(&mut here, part);
+        if !part.is_empty() && table.concerns(&here) {
+            return Proof::None;
         }
     }
     if here.starts_with(b"/proc") {
-        return false;
+        return Proof::None;
     }
     let flags = OFlags::PATH | OFlags::CLOEXEC | if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
     match rustix::fs::openat2(CWD, OsStr::from_bytes(&full), flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
     {
-        Ok(_) => true,
-        Err(errno) => matches!(
-            errno,
+        Ok(_)
+        | Err(
             rustix::io::Errno::NOENT
-                | rustix::io::Errno::NOTDIR
-                | rustix::io::Errno::ACCESS
-                | rustix::io::Errno::NAMETOOLONG
-        ),
+            | rustix::io::Errno::NOTDIR
+            | rustix::io::Errno::ACCESS
+            | rustix::io::Errno::NAMETOOLONG,
+        ) => Proof::Host(here),
+        Err(rustix::io::Errno::LOOP) => Proof::Link,
+        Err(_) => Proof::None,
     }
+}
+
+/// One component further, without following links.
+fn go(here: &mut Vec<u8>, part: &[u8]) {
+    match part {
+        b"" | b"." => {}
+        b".." => here.truncate(split(here).0.len()),
+        name => {
+            here.push(b'/');
+            here.extend_from_slice(name);
+        }
+    }
+}
+
+/// Where a path leads behind the first symbolic link in it: a directory, and a path that starts there. What is before the
+/// link has none, so it is what it says. `None` for links of `/proc`, which say something else to everybody.
+fn behind_first_link(base: &[u8], path: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    const PROC: i64 = 0x9fa0;
+    let mut here = if path.starts_with(b"/") { Vec::new() } else { base.to_vec() };
+    let mut rest = path;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+        let (part, behind) = rest.split_at(end);
+        let directory = here.len();
+        go(&mut here, part);
+        if here.starts_with(b"/proc") {
+            return None;
+        }
+        if !matches!(part, b"" | b"." | b"..") {
+            match rustix::fs::readlink(OsStr::from_bytes(&here), Vec::new()) {
+                Ok(target) => {
+                    here.truncate(directory);
+                    let is_magic = rustix::fs::statfs(OsStr::from_bytes(shown(&here))).ok()?.f_type == PROC;
+                    let path = [target.as_bytes(), behind].concat();
+                    return (!is_magic && path.len() < PATH_MAX).then_some((here, path));
+                }
+                Err(rustix::io::Errno::INVAL) => {}
+                Err(_) => return None,
+            }
+        }
+        rest = behind.strip_prefix(b"/").unwrap_or(behind);
+    }
+    None
 }
 
 struct Walk<'a, 'w> {
