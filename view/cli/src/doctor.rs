@@ -12,6 +12,7 @@ use nix::sched::CloneFlags;
 use nix::sys::ptrace;
 use nix::unistd::{Pid, getegid, geteuid};
 use serde_json::json;
+use veduta_engine::Mechanism;
 
 use crate::args;
 use crate::failure::Failure;
@@ -42,7 +43,7 @@ impl Diagnosis {
         let mount = trial("mount");
         let userns = trial("userns");
         let userns_mount = if userns.is_ok() { trial("userns-mount") } else { userns.clone() };
-        let checks = vec![
+        let mut checks = vec![
             dev_fuse(),
             fusermount(),
             Check {
@@ -75,9 +76,7 @@ impl Diagnosis {
                 },
                 advice: String::new(),
             },
-            view_check(),
             ptrace_check(),
-            seccomp(),
             device(
                 "tun",
                 "virtual network cards",
@@ -86,6 +85,7 @@ impl Diagnosis {
             ),
             loop_device(),
         ];
+        checks.extend(view_checks());
         Self { checks }
     }
 
@@ -232,34 +232,59 @@ fn userns_advice() -> String {
     }
 }
 
-/// Whether a program can be run in a view, with a mount that has to be served.
-fn view_check() -> Check {
-    let run = || {
+/// Whether a program can be run in a view, with a mount that has to be served, and by which of the mechanisms.
+fn view_checks() -> Vec<Check> {
+    let run = |trap: &str| {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let output = Command::new(program)
             .args(["run", "--no-rc", "--mount", "bind:/:/", "--", "true"])
+            .env("VEDUTA_TRAP", trap)
             .stdin(Stdio::null())
             .output()
             .map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let said = said.strip_prefix("veduta: ").unwrap_or(&said).to_owned();
         if output.status.success() { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
     };
-    let result = run();
-    Check {
+    let by_mechanism = Mechanism::ALL.map(|mechanism| (mechanism, run(mechanism.name())));
+    let works = |(_, result): &&(Mechanism, Result<(), String>)| result.is_ok();
+    let used = by_mechanism.iter().find(works).map(|(mechanism, _)| *mechanism);
+    let mut checks = vec![Check {
         key: "view",
         title: "views",
-        good: result.is_ok(),
-        found: match &result {
-            Ok(()) => "a program ran in a view with a mount; no privilege was used".into(),
-            Err(why) => format!("a program could not be run in a view: {why}"),
+        good: used.is_some(),
+        found: match used {
+            Some(mechanism) => format!(
+                "a program ran in a view with a mount, without any privilege; calls are caught by {}",
+                mechanism.describe()
+            ),
+            None => "a program could not be run in a view".into(),
         },
-        advice: if result.is_ok() {
-            String::new()
-        } else {
-            "the kernel must be 5.9 or newer, and the container must not forbid the calls seccomp, pidfd_getfd and process_vm_readv"
-                .into()
+        advice: match used {
+            None => "the kernel must be 5.9 or newer, and the container must not forbid the calls seccomp (or ptrace), pidfd_getfd and process_vm_readv".into(),
+            Some(Mechanism::Notify) => String::new(),
+            Some(_) => "calls that are caught at a lower price, a kernel from 5.9 on and a container whose own filter does not forbid the call seccomp".into(),
         },
+    }];
+    for (mechanism, result) in by_mechanism {
+        let (key, title) = match mechanism {
+            Mechanism::Notify => ("view_notify", "  by notification"),
+            Mechanism::Trace => ("view_trace", "  by seccomp stops"),
+            Mechanism::Ptrace => ("view_ptrace", "  by ptrace alone"),
+        };
+        let chosen = if used == Some(mechanism) { ": used" } else { "" };
+        checks.push(Check {
+            key,
+            title,
+            good: result.is_ok(),
+            found: match result {
+                Ok(()) => format!("VEDUTA_TRAP={}{chosen}", mechanism.name()),
+                Err(why) => format!("VEDUTA_TRAP={}: {why}", mechanism.name()),
+            },
+            advice: String::new(),
+        });
     }
+    checks
 }
 
 fn ptrace_check() -> Check {
@@ -297,22 +322,6 @@ fn try_ptrace() -> Result<(), String> {
     // A tracee that ends is reported to its tracer, which is its parent here: wait serves both.
     child.wait().map_err(|error| error.to_string())?;
     traced
-}
-
-fn seccomp() -> Check {
-    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
-    let good = actions.split_whitespace().any(|action| action == "user_notif");
-    Check {
-        key: "seccomp_notification",
-        title: "seccomp notification",
-        good,
-        found: if good { "offered by the kernel".into() } else { "not offered by the kernel".into() },
-        advice: if good {
-            String::new()
-        } else {
-            "a kernel from 5.0 on, with CONFIG_SECCOMP_FILTER (views are slower without)".into()
-        },
-    }
 }
 
 fn device(key: &'static str, title: &'static str, path: &'static str, advice: &str) -> Check {

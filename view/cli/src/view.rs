@@ -47,7 +47,7 @@ pub(crate) fn run(args: &args::Run) -> Result<ExitCode, Failure> {
         mounts.push(parse_mount(text)?);
     }
     let command = if args.command.is_empty() { vec![shell()] } else { args.command.clone() };
-    start(Settings {
+    start(&Settings {
         command,
         mounts,
         scripts: scripts(args.rc.as_deref(), args.no_rc, ".vedutarc", "/etc/vedutarc"),
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &args::Run) -> Result<ExitCode, Failure> {
     })
 }
 
-fn start(settings: Settings) -> Result<ExitCode, Failure> {
+fn start(settings: &Settings) -> Result<ExitCode, Failure> {
     veduta_engine::run(settings, Box::new(Types)).map_err(|error| Failure::system(error.message))
 }
 
@@ -241,7 +241,7 @@ fn engine(name: &str, arguments: &[OsString]) -> Result<ExitCode, Failure> {
     let command = arguments[at.min(arguments.len())..].to_vec();
     let command = if command.is_empty() { vec![shell()] } else { command };
     let (own, global) = if name == "umvu" { (".vurc", "/etc/vurc") } else { (".viewosrc", "/etc/viewosrc") };
-    start(Settings {
+    start(&Settings {
         command,
         mounts: Vec::new(),
         scripts: scripts(rc.as_deref(), no_rc, own, global),

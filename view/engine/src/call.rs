@@ -33,8 +33,8 @@ pub(crate) enum Answer {
     Chdir(OwnedFd),
     /// The task runs a program.
     Exec(Box<crate::exec::Plan>),
-    /// The answer was given already.
-    Given,
+    /// The view must catch more before the task makes another call. This one returns the value, or is served by the kernel.
+    Grow(Option<i64>),
 }
 
 /// The outcome of a handler.

@@ -3,7 +3,6 @@
 //! Arguments: the operation, address and length of what is said, address and room of the answer. The value is the length of the
 //! answer. Outside of a view the kernel says `ENOSYS`.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
@@ -12,7 +11,6 @@ use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::mounts::shown;
-use crate::view::View;
 use crate::walk::{Limits, Place, Start};
 
 /// What is asked.
@@ -51,7 +49,8 @@ pub fn ask(what: Control, text: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Answers.
-pub(crate) fn serve(view: &Arc<View>, call: &Call<'_>) -> Outcome {
+pub(crate) fn serve(call: &Call<'_>) -> Outcome {
+    let view = call.view;
     let [what, text, len, answer, room, _] = call.args;
     let mut said = vec![0; (len as usize).min(MOST)];
     call.task.read(text, &mut said)?;
@@ -90,7 +89,8 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
     let found = call.walker(Limits::default()).walk(&start, path, true)?;
     let text = |path: &[u8]| String::from_utf8_lossy(shown(path)).into_owned();
     let asked = String::from_utf8_lossy(path);
-    Ok(match (&found.place, found.direct) {
+    let by = call.view.mechanism.get().map_or("", |mechanism| mechanism.describe());
+    let served = match (&found.place, found.direct) {
         (Some(Place::Host(real)), true) => {
             format!("{asked}: {} on the host; the kernel serves it", text(real))
         }
@@ -115,5 +115,6 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
             )
         }
         (None, _) => format!("{asked}: nothing is there"),
-    })
+    };
+    Ok(format!("{served}; calls are caught by {by}"))
 }

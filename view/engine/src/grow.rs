@@ -2,7 +2,8 @@
 //!
 //! A filter cannot be changed, only added to, and a task has at most one listener. But a listener that is closed makes room
 //! for another. So all processes of the view are stopped, the old listener is closed, each gets a new filter with a
-//! listener of its own (which its descendants will share), and all go on.
+//! listener of its own (which its descendants will share), and all go on. Where calls come by a tracer, it does the same
+//! without listeners: `veduta_trace::Tracer::grow`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,13 +26,7 @@ use crate::view::View;
 const OUR_MOUNTERS: &[&[u8]] = &[b"veduta", b"vumount", b"vuumount", b"viewmount", b"viewumount", b"findmnt"];
 
 /// `execve` in an idle view.
-pub(crate) fn before_exec(
-    view: &Arc<View>,
-    source: &Source,
-    notification: &Notification,
-    call: &Call<'_>,
-    name: &str,
-) -> Outcome {
+pub(crate) fn before_exec(call: &Call<'_>, name: &str) -> Outcome {
     let address = call.args[usize::from(name == "execveat")];
     let Ok(path) = call.task.read_path(address) else { return Ok(Answer::GoOn) };
     let program = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -41,8 +36,7 @@ pub(crate) fn before_exec(
     if !mounts || (path.starts_with(b"/") && !exists()) {
         return Ok(Answer::GoOn);
     }
-    to_mounted(view, source, notification, &Ok(Answer::GoOn))?;
-    Ok(Answer::Given)
+    Ok(Answer::Grow(None))
 }
 
 /// Has the view catch all that a view with mounts must. The caller's own call is answered with `answer` in the middle.
@@ -54,12 +48,11 @@ pub(crate) fn to_mounted(
     view: &Arc<View>,
     source: &Source,
     notification: &Notification,
-    answer: &Outcome,
+    answer: Option<i64>,
 ) -> Result<()> {
     let give = || match answer {
-        Ok(Answer::Value(value)) => source.with(|listener| listener.value(notification.id, *value)),
-        Ok(_) => source.with(|listener| listener.go_on(notification.id)),
-        Err(errno) => source.with(|listener| listener.error(notification.id, *errno as i32)),
+        Some(value) => source.with(|listener| listener.value(notification.id, value)),
+        None => source.with(|listener| listener.go_on(notification.id)),
     };
     let _growing = loop {
         if let Some(guard) = view.growing.try_lock() {

@@ -13,13 +13,11 @@ use veduta_api::{
     SourceKind, Timestamp, World,
 };
 use veduta_disk::BlockDrive;
-use veduta_trace::Notification;
 
 use crate::call::{Answer, Call, DONE, Outcome};
 use crate::calls::Level;
 use crate::mounts::{Mount, Service, Table, is_below, shown};
 use crate::node::{Node, guarded};
-use crate::serve::Source;
 use crate::view::{MountRequest, View};
 use crate::walk::{Found, Limits, Place, Start};
 use crate::world::{DiskTree, ViewWorld};
@@ -67,13 +65,7 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Serves one of the mount family.
-pub(crate) fn serve(
-    view: &Arc<View>,
-    source: &Source,
-    notification: &Notification,
-    call: &Call<'_>,
-    name: &str,
-) -> Outcome {
+pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     if in_other_namespace(call) {
         // A container within the view: its own mounts are the kernel's.
         return Ok(Answer::GoOn);
@@ -81,11 +73,7 @@ pub(crate) fn serve(
     match name {
         "mount" => {
             mount(call)?;
-            if view.level() == Level::Idle {
-                crate::grow::to_mounted(view, source, notification, &DONE)?;
-                return Ok(Answer::Given);
-            }
-            DONE
+            if call.view.level() == Level::Idle { Ok(Answer::Grow(Some(0))) } else { DONE }
         }
         "umount2" => umount(call),
         "pivot_root" => Ok(Answer::GoOn),

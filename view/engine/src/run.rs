@@ -18,12 +18,11 @@ use nix::unistd::Pid;
 use veduta_api::MountError;
 use veduta_trace::Task;
 use veduta_trace::raw::{self, Argument};
-use veduta_trace::spawn::{self, Command};
+use veduta_trace::spawn::{Command, fork_server};
 
 use crate::call::Call;
-use crate::calls::{self, Level};
+use crate::calls::Level;
 use crate::identity::Identity;
-use crate::serve::Source;
 use crate::view::{Catalogue, MountRequest, View};
 
 /// How a view is started.
@@ -43,11 +42,11 @@ pub struct Settings {
 }
 
 /// Runs a command in a view, and ends as it ends: its exit status, or 128 and the signal.
-pub fn run(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<ExitCode, MountError> {
+pub fn run(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<ExitCode, MountError> {
     let system =
         |errno: Errno| MountError::system(errno, format!("the view cannot be started: {}", errno.desc()));
     raw::adopt_orphans().map_err(system)?;
-    match spawn::fork_server().map_err(system)? {
+    match fork_server().map_err(system)? {
         Some(engine) => Ok(wait_for_engine(engine)),
         None => {
             let code = engine(settings, catalogue).unwrap_or_else(|error| {
@@ -141,7 +140,7 @@ fn home() -> Result<PathBuf, MountError> {
     Err(MountError::system(Errno::EROFS, "no directory can be made anywhere, as /dev/shm or in TMPDIR"))
 }
 
-fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, MountError> {
+fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, MountError> {
     let system =
         |errno: Errno| MountError::system(errno, format!("the view cannot be started: {}", errno.desc()));
     raw::die_with_parent(Signal::SIGTERM).map_err(system)?;
@@ -161,7 +160,7 @@ fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Moun
         signals.add(signal);
     }
     signals.thread_block().map_err(system)?;
-    let mut view = View::new(catalogue, settings.name, home()?);
+    let mut view = View::new(catalogue, settings.name.clone(), home()?);
     view.all_root = settings.all_root;
     view.trace = parking_lot::Mutex::new(settings.trace.clone());
     view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);
@@ -172,7 +171,7 @@ fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Moun
     if !settings.mounts.is_empty() {
         crate::loops::install(&view);
     }
-    let result = serve_all(&view, &settings.mounts, &settings.scripts, &settings.command, &signals);
+    let result = serve_all(&view, settings, &signals);
     view.stand_ins.collect(None, 0);
     for failure in view.unmount_all() {
         eprintln!("veduta: {failure}");
@@ -180,13 +179,8 @@ fn engine(settings: Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Moun
     result
 }
 
-fn serve_all(
-    view: &Arc<View>,
-    mounts: &[MountRequest],
-    scripts: &[PathBuf],
-    command: &[OsString],
-    signals: &SigSet,
-) -> Result<i32, MountError> {
+fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<i32, MountError> {
+    let Settings { mounts, scripts, command, .. } = settings;
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let prepare = |words: &[OsString]| {
         Command::new(words.iter().map(OsString::as_os_str), &path)
@@ -212,32 +206,22 @@ fn serve_all(
             ..error
         })?;
     }
-    let mechanism = crate::traced::mechanism()?;
-    if mechanism.is_some() {
-        // Nothing has to grow.
-        view.set_level(Level::Mounted);
-    }
     let mut status = 0;
     let own_limit = descriptor_limit(None).map_err(|errno| MountError::system(errno, errno.desc()))?;
     for command in &commands {
-        if let Some(mechanism) = mechanism {
-            status = crate::traced::run(view, command, mechanism, signals).map_err(|errno| {
-                MountError::system(errno, format!("the command cannot be traced: {}", errno.desc()))
-            })?;
-            continue;
+        let (mut trap, child) = crate::trap::start(view, command)?;
+        if let (true, Some(mechanism)) = (settings.trace.is_some(), view.mechanism.get()) {
+            eprintln!("veduta: calls are caught by {}", mechanism.describe());
         }
-        let program = calls::filter(view.level(), view.is_root && !view.all_root);
-        let (child, listener) = spawn::spawn(command, &program).map_err(|errno| {
-            MountError::system(errno, format!("the command cannot be started: {}", errno.desc()))
-        })?;
         // An open virtual file costs the engine descriptors; what the command may open does not change by that.
         let most = Limit { now: own_limit.most, ..own_limit };
         if let Err(errno) = descriptor_limit(Some(most)) {
             tracing::warn!("the engine keeps its limit of open files: {}", errno.desc());
         }
-        Source::start(view, listener);
         crate::serve::watch_long_calls();
-        status = wait_for(view, child, signals);
+        status = trap.serve(view, child, signals).map_err(|errno| {
+            MountError::system(errno, format!("the command cannot be served: {}", errno.desc()))
+        })?;
         descriptor_limit(Some(own_limit)).map_err(|errno| MountError::system(errno, errno.desc()))?;
     }
     Ok(status)
@@ -271,7 +255,7 @@ fn descriptor_limit(new: Option<Limit>) -> Result<Limit, Errno> {
 
 /// Waits for the command, reaps orphans, and tidies up from time to time. When the command has ended, what it left behind
 /// goes on until it ends too.
-fn wait_for(view: &Arc<View>, child: Pid, signals: &SigSet) -> i32 {
+pub(crate) fn wait_for(view: &Arc<View>, child: Pid, signals: &SigSet) -> i32 {
     let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
     let mut status = None;
     let mut last_tidy = Instant::now();

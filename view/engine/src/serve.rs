@@ -15,20 +15,41 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{Interrupt, Result};
+use veduta_trace::spawn::{Command, spawn};
 use veduta_trace::stop::{Attached, RESTART};
-use veduta_trace::{Listener, Notification, Task, raw};
+use veduta_trace::{Listener, Notification, Refusal, Task, raw};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::calls::{self, Family, Level};
 use crate::identity::Identity;
 use crate::node::guarded;
+use crate::trap::Trap;
 use crate::view::View;
 
 /// Threads that serve one listener at most; more calls than that, all waiting for something, wait in the kernel.
 const MOST_THREADS: usize = 128;
+
+/// Calls that come to listeners: at first to this one.
+#[derive(Default)]
+pub(crate) struct Notified(Option<Listener>);
+
+impl Trap for Notified {
+    fn start(&mut self, view: &Arc<View>, command: &Command) -> Result<Pid, Refusal> {
+        let program = calls::filter(view.level(), view.is_root && !view.all_root);
+        let (child, listener) = spawn(command, &program)?;
+        self.0 = Some(listener);
+        Ok(child)
+    }
+
+    fn serve(&mut self, view: &Arc<View>, child: Pid, signals: &SigSet) -> Result<i32> {
+        Source::start(view, self.0.take().ok_or(Errno::EINVAL)?);
+        Ok(crate::run::wait_for(view, child, signals))
+    }
+}
 
 /// A listener and its threads.
 pub(crate) struct Source {
@@ -133,42 +154,10 @@ impl Source {
         hung_up.unwrap_or(true)
     }
 
-    /// A source without a listener: its calls come by a tracer.
-    pub(crate) fn without_listener() -> Self {
-        Self {
-            listener: RwLock::new(None),
-            waiting: AtomicUsize::new(0),
-            threads: Mutex::default(),
-            retired: AtomicBool::new(true),
-        }
-    }
-
-    /// What becomes of a call.
-    pub(crate) fn decide(&self, view: &Arc<View>, notification: &Notification) -> Outcome {
-        let task = Task(notification.tid);
-        let call = Call {
-            view,
-            table: view.table(),
-            task,
-            number: notification.number,
-            args: notification.args,
-            identity: Identity::of(task),
-            root: view.root_of(task),
-        };
-        let interrupt = Interrupt::new();
-        let _scope = interrupt.enter();
-        let outcome =
-            WATCH.with_call(task, &interrupt, || guarded(|| dispatch(view, self, notification, &call)));
-        if view.tracing.load(Ordering::Relaxed) {
-            report(view, &call, &outcome);
-        }
-        outcome
-    }
-
     /// Serves one call.
     fn answer(&self, view: &Arc<View>, notification: &Notification) {
         let task = Task(notification.tid);
-        let outcome = self.decide(view, notification);
+        let outcome = decide(view, notification);
         let id = notification.id;
         let sent = match outcome {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
@@ -178,7 +167,7 @@ impl Source {
             }
             Ok(Answer::Chdir(fd)) => self.chdir(view, notification, &fd),
             Ok(Answer::Exec(plan)) => self.exec(view, notification, &plan),
-            Ok(Answer::Given) => Ok(()),
+            Ok(Answer::Grow(value)) => crate::grow::to_mounted(view, self, notification, value),
             Err(errno) => self.fail(id, errno as i32),
         };
         match sent {
@@ -242,20 +231,37 @@ impl Source {
     }
 }
 
+/// What becomes of a call, whoever caught it.
+pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
+    let task = Task(notification.tid);
+    let call = Call {
+        view,
+        table: view.table(),
+        task,
+        number: notification.number,
+        args: notification.args,
+        identity: Identity::of(task),
+        root: view.root_of(task),
+    };
+    let interrupt = Interrupt::new();
+    let _scope = interrupt.enter();
+    let outcome = WATCH.with_call(task, &interrupt, || guarded(|| dispatch(&call)));
+    if view.tracing.load(Ordering::Relaxed) {
+        report(view, &call, &outcome);
+    }
+    outcome
+}
+
 /// Who serves which call.
-fn dispatch(view: &Arc<View>, source: &Source, notification: &Notification, call: &Call<'_>) -> Outcome {
+fn dispatch(call: &Call<'_>) -> Outcome {
     if call.number == calls::CONTROL {
-        return crate::control::serve(view, call);
+        return crate::control::serve(call);
     }
     let Some(row) = calls::by_number(call.number) else { return Err(Errno::ENOSYS) };
     match row.family {
-        Family::Mount => crate::mounting::serve(view, source, notification, call, row.name),
-        Family::Exec => {
-            if view.level() == Level::Idle {
-                return crate::grow::before_exec(view, source, notification, call, row.name);
-            }
-            crate::exec::serve(call, row.name)
-        }
+        Family::Mount => crate::mounting::serve(call, row.name),
+        Family::Exec if call.view.level() == Level::Idle => crate::grow::before_exec(call, row.name),
+        Family::Exec => crate::exec::serve(call, row.name),
         Family::Path => crate::files::serve(call, row.name),
         Family::File => crate::data::serve(call, row.name),
         Family::Identity => crate::proc::identity(call, row.name),
@@ -283,7 +289,8 @@ fn report(view: &View, call: &Call<'_>, outcome: &Outcome) {
         Ok(Answer::Fd { .. }) => "= descriptor".into(),
         Ok(Answer::Chdir(_)) => "= into a virtual directory".into(),
         Ok(Answer::Exec(_)) => "= a virtual program".into(),
-        Ok(Answer::Given) => "= done".into(),
+        Ok(Answer::Grow(None)) => "host; from now on all that concerns mounts is caught".into(),
+        Ok(Answer::Grow(Some(value))) => format!("= {value}; from now on all that concerns mounts is caught"),
         Err(errno) => format!("= -1 {errno:?}"),
     };
     // One write, so that lines of several threads do not mix.

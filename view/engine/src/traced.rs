@@ -1,12 +1,10 @@
-//! Views whose calls come by ptrace: `VEDUTA_TRAP`.
+//! Views whose calls come by ptrace, where there is no notification.
 //!
 //! One thread traces all tasks and performs the answers; handlers, which may wait for a driver, run in others.
 //!
 //! # Limits
 //!
-//! Such a view catches paths from the start, also while nothing is mounted. Notification is the default also where it does not
-//! work; the others are chosen by name. Inside another view a command may be refused (`the command cannot be run`). A child
-//! made with `CLONE_UNTRACED` is not seen, and a debugger cannot attach.
+//! Inside another view a command may be refused (`the command cannot be run`). A child made with `CLONE_UNTRACED` is not seen, and a debugger cannot attach.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
@@ -19,41 +17,14 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
-use veduta_api::{MountError, Result};
+use veduta_api::Result;
 use veduta_trace::spawn::Command;
-use veduta_trace::{Happening, Notification, Tracer, raw};
+use veduta_trace::{Happening, Notification, Refusal, Tracer, raw};
 
 use crate::call::{Answer, Outcome};
-use crate::calls;
-use crate::serve::Source;
+use crate::calls::{self, Level};
+use crate::trap::Trap;
 use crate::view::View;
-
-/// How a tracer learns of calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mechanism {
-    /// A seccomp filter stops the task.
-    Filter,
-    /// Every call stops the task.
-    EveryCall,
-}
-
-/// What `VEDUTA_TRAP` asks for; `None` is notification.
-pub(crate) fn mechanism() -> Result<Option<Mechanism>, MountError> {
-    let Some(word) = std::env::var_os("VEDUTA_TRAP").filter(|word| !word.is_empty()) else {
-        // A task has one listener at most, and the outer view's is there.
-        let is_inner = crate::control::ask(crate::control::Control::Server, b"").is_ok();
-        return Ok(is_inner.then_some(Mechanism::EveryCall));
-    };
-    match word.to_str() {
-        Some("notify") => Ok(None),
-        Some("trace") => Ok(Some(Mechanism::Filter)),
-        Some("ptrace") => Ok(Some(Mechanism::EveryCall)),
-        _ => Err(MountError::usage(format!(
-            "VEDUTA_TRAP={}: it is one of notify, trace, ptrace",
-            word.to_string_lossy()
-        ))),
-    }
-}
 
 /// Threads that handlers run in, at most.
 const MOST_THREADS: usize = 128;
@@ -66,7 +37,6 @@ struct Workers {
     answers: mpsc::Sender<(u64, Notification, Outcome)>,
     idle: AtomicUsize,
     count: AtomicUsize,
-    source: Source,
 }
 
 impl Workers {
@@ -77,7 +47,7 @@ impl Workers {
         loop {
             let job = self.jobs.lock().recv();
             let Ok((id, call)) = job else { return };
-            let outcome = self.source.decide(view, &call);
+            let outcome = crate::serve::decide(view, &call);
             self.idle.fetch_add(1, Ordering::AcqRel);
             if self.answers.send((id, call, outcome)).is_err() {
                 return;
@@ -103,16 +73,31 @@ impl Workers {
     }
 }
 
-/// Runs a command, and waits until it and all that it left behind have ended.
-pub(crate) fn run(
-    view: &Arc<View>,
-    command: &Command,
-    mechanism: Mechanism,
-    signals: &SigSet,
-) -> Result<i32> {
-    let filter = calls::filter(view.level(), view.is_root && !view.all_root);
-    let tracer = Tracer::new(filter, mechanism == Mechanism::EveryCall);
-    let child = tracer.spawn(command)?;
+/// All tasks of a command, traced.
+pub(crate) struct Traced(Tracer);
+
+impl Traced {
+    /// By seccomp stops, or at every call.
+    pub(crate) fn new(view: &View, every_call: bool) -> Self {
+        Self(Tracer::new(filter(view), every_call))
+    }
+}
+
+fn filter(view: &View) -> veduta_trace::Program {
+    calls::filter(view.level(), view.is_root && !view.all_root)
+}
+
+impl Trap for Traced {
+    fn start(&mut self, _view: &Arc<View>, command: &Command) -> Result<Pid, Refusal> {
+        self.0.spawn(command)
+    }
+
+    fn serve(&mut self, view: &Arc<View>, child: Pid, signals: &SigSet) -> Result<i32> {
+        serve(&self.0, view, child, signals)
+    }
+}
+
+fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Result<i32> {
     let (jobs, queue) = mpsc::channel();
     let (answers, answered) = mpsc::channel();
     let workers = Arc::new(Workers {
@@ -120,7 +105,6 @@ pub(crate) fn run(
         answers,
         idle: AtomicUsize::new(0),
         count: AtomicUsize::new(0),
-        source: Source::without_listener(),
     });
     crate::serve::watch_long_calls();
     let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
@@ -151,6 +135,10 @@ pub(crate) fn run(
                         let _ = kill(nix::unistd::getppid(), Signal::SIGUSR1);
                     }
                 }
+                Happening::Blind(tid, errno) => {
+                    tracing::error!("process {tid} does not see the mounts: {}", errno.desc());
+                    let _ = tracer.resume(tid, 0);
+                }
                 Happening::Nothing => break false,
                 Happening::Deserted => break true,
             }
@@ -158,7 +146,12 @@ pub(crate) fn run(
         while let Ok((id, call, outcome)) = answered.try_recv() {
             if served.get(&call.tid) == Some(&id) {
                 served.remove(&call.tid);
-                perform(&tracer, &call, outcome);
+                if matches!(outcome, Ok(Answer::Grow(_))) && view.level() == Level::Idle {
+                    view.set_level(Level::Mounted);
+                    crate::loops::install(view);
+                    tracer.grow(filter(view), tasks.iter().copied());
+                }
+                perform(tracer, &call, outcome);
             }
         }
         if status.is_some() {
@@ -192,8 +185,8 @@ pub(crate) fn run(
 fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
     let tid = call.tid;
     let done = match outcome {
-        Ok(Answer::GoOn | Answer::Given) => tracer.resume(tid, 0),
-        Ok(Answer::Value(value)) => tracer.value(tid, value),
+        Ok(Answer::GoOn | Answer::Grow(None)) => tracer.resume(tid, 0),
+        Ok(Answer::Value(value) | Answer::Grow(Some(value))) => tracer.value(tid, value),
         Err(errno) => tracer.value(tid, -(errno as i64)),
         Ok(Answer::Fd { fd, close_on_exec }) => tracer.instead(tid, |stopped| {
             let number = stopped.give(fd.as_fd(), close_on_exec)?;

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -14,6 +14,7 @@ use crate::calls::Level;
 use crate::mounts::Table;
 use crate::serve::Source;
 use crate::standin::{Key, StandIns};
+use crate::trap::Mechanism;
 
 /// The types that can be mounted, and the host's sources: what the program that runs the engine brings.
 pub trait Catalogue: Send + Sync {
@@ -95,6 +96,8 @@ pub(crate) struct View {
     pub trace: Mutex<Option<String>>,
     /// Something is reported: looked at before the lock is taken.
     pub tracing: AtomicBool,
+    /// How calls are caught, once that is known.
+    pub mechanism: OnceLock<Mechanism>,
     /// Files that have descriptors of the host are served by the engine all the same: for tests.
     pub only_emulated: bool,
 }
@@ -127,6 +130,7 @@ impl View {
             all_root: false,
             trace: Mutex::default(),
             tracing: AtomicBool::new(false),
+            mechanism: OnceLock::new(),
             only_emulated: std::env::var_os("VEDUTA_PLANE").is_some_and(|plane| plane == "emulated"),
         }
     }

@@ -28,6 +28,7 @@ pub mod tracer;
 
 pub use filter::{Program, Rule, Test, Verdict};
 pub use notify::{Listener, Notification};
+pub use spawn::Refusal;
 pub use stop::{Registers, Stopped};
 pub use task::Task;
 pub use tracer::{Happening, Tracer};

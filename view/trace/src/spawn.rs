@@ -1,16 +1,21 @@
 //! unsafe: fork, and what a child may do before it runs its program. A program started under a filter.
+//!
+//! Parent and child agree by a number in memory that both have, since a child with a filter can make no call that the filter
+//! catches before somebody serves it. What the system forbids on the way is a [`Refusal`], after which another mechanism
+//! may be tried: nothing of the program has run.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::fmt;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::{Listener, Program, Result, Task, raw, stop};
@@ -46,84 +51,102 @@ unsafe extern "C" {
     static environ: *const *const libc::c_char;
 }
 
-/// How the child reports, in memory that both share.
-#[repr(C)]
-struct Shared {
-    /// 0: nothing yet; above: the listener's number plus one; below: an error.
-    listener: AtomicI32,
+/// What the system did not allow.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// The call.
+    pub call: &'static str,
+    /// What it said.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.errno.desc())
+    }
+}
+
+fn refused(call: &'static str) -> impl Fn(Errno) -> Refusal {
+    move |errno| Refusal { call, errno }
+}
+
+/// How parent and child agree: 0 at first. Below 0 it is an error of the child's.
+struct Shared<'a>(&'a AtomicI32);
+
+/// The child waits for its tracer.
+const WAITS: i32 = 1;
+/// The tracer is there.
+const GO: i32 = 2;
+/// The child has its filter. With a listener, the number of that is added.
+const FILTERED: i32 = 3;
+
+/// Longer than any of these steps takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Shared<'_> {
+    /// Runs something with memory that children share.
+    fn with<T>(work: impl FnOnce(&Shared<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let len = std::num::NonZeroUsize::MIN;
+        let protection = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE;
+        let flags = nix::sys::mman::MapFlags::MAP_SHARED;
+        // SAFETY: new memory, at an address that the kernel chooses.
+        let memory = unsafe { nix::sys::mman::mmap_anonymous(None, len, protection, flags) }
+            .map_err(refused("mmap"))?;
+        // SAFETY: the memory is zeroed, large enough and aligned, and stays mapped until `work` is done.
+        let done = work(&Shared(unsafe { memory.cast::<AtomicI32>().as_ref() }));
+        // SAFETY: nothing refers to the memory any more.
+        let _ = unsafe { nix::sys::mman::munmap(memory, len.get()) };
+        done
+    }
+
+    fn say(&self, value: i32) {
+        self.0.store(value, Ordering::Release);
+    }
+
+    /// For a child: waits for a number, without making a call that could be caught.
+    fn await_go(&self) -> bool {
+        let step = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+        for _ in 0..PATIENCE.as_micros() / 50 {
+            if self.0.load(Ordering::Acquire) == GO {
+                return true;
+            }
+            // SAFETY: the time lives through the call.
+            unsafe { libc::nanosleep(&raw const step, std::ptr::null_mut()) };
+        }
+        false
+    }
+
+    /// For the parent: waits until the child says `least` or more. The child's error; `ECHILD` if it ended without a word. Takes no
+    /// state of the child's from those who trace it.
+    fn await_child(&self, child: Pid, least: i32) -> Result<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.0.load(Ordering::Acquire) {
+                error if error < 0 => return Err(Errno::from_raw(-error)),
+                value if value >= least => return Ok(value),
+                _ => {}
+            }
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            let status = waitid(Id::Pid(child), flags | WaitPidFlag::__WALL)?;
+            if !matches!(status, WaitStatus::StillAlive) || Instant::now() > deadline {
+                return Err(Errno::ECHILD);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
 }
 
 /// Starts a program under a filter. The caller has one thread. The child waits at its first caught call, which is its
 /// `execve`, so nothing of it runs before the listener is served.
-pub fn spawn(command: &Command, program: &Program) -> Result<(Pid, Listener)> {
-    let len = std::num::NonZeroUsize::MIN;
-    let protection = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE;
-    // SAFETY: new memory, at an address that the kernel chooses.
-    let memory = unsafe {
-        nix::sys::mman::mmap_anonymous(None, len, protection, nix::sys::mman::MapFlags::MAP_SHARED)
-    }?;
-    // SAFETY: the memory is zeroed, large enough and aligned, and stays mapped until the end of this function.
-    let shared: &Shared = unsafe { memory.cast::<Shared>().as_ref() };
-    let mut arguments: Vec<*const libc::c_char> =
-        command.arguments.iter().map(|word| word.as_ptr()).collect();
-    arguments.push(std::ptr::null());
-    let code = program.instructions();
-    let header = libc::sock_fprog { len: code.len() as u16, filter: code.as_ptr().cast_mut() };
-    // SAFETY: the child calls only what is safe there: it neither allocates nor takes a lock.
-    let child = match unsafe { fork() }? {
-        ForkResult::Child => run_child(command, &arguments, &header, shared),
-        ForkResult::Parent { child } => child,
-    };
-    let number = wait_for_listener(child, shared);
-    let listener = number.and_then(|number| {
-        let handle = Task(child).handle()?;
-        raw::pidfd_get(handle.as_fd(), number).map(Listener::new)
-    });
-    // SAFETY: nothing refers to the memory any more.
-    let _ = unsafe { nix::sys::mman::munmap(memory, len.get()) };
-    if listener.is_err() {
-        let _ = nix::sys::signal::kill(child, nix::sys::signal::SIGKILL);
-        let _ = waitpid(child, None);
-    }
-    Ok((child, listener?))
-}
-
-fn wait_for_listener(child: Pid, shared: &Shared) -> Result<i32> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match shared.listener.load(Ordering::Acquire) {
-            0 => {}
-            error if error < 0 => return Err(Errno::from_raw(-error)),
-            number => return Ok(number - 1),
-        }
-        let status = waitpid(child, Some(WaitPidFlag::WNOHANG))?;
-        if !matches!(status, WaitStatus::StillAlive) || Instant::now() > deadline {
-            return Err(Errno::ECHILD);
-        }
-        std::thread::sleep(Duration::from_micros(50));
-    }
-}
-
-fn run_child(
-    command: &Command,
-    arguments: &[*const libc::c_char],
-    header: &libc::sock_fprog,
-    shared: &Shared,
-) -> ! {
-    reset();
-    // Root can do without, and then set-user-id programs keep their meaning.
-    let mut installed = stop::add_own_filter(header, false);
-    if installed == Err(Errno::EACCES) {
-        installed = stop::add_own_filter(header, true);
-    }
-    match installed {
-        Ok(number) => shared.listener.store(number + 1, Ordering::Release),
-        Err(errno) => {
-            shared.listener.store(-(errno as i32), Ordering::Release);
-            exit(127);
-        }
-    }
-    load(command, arguments)
+pub fn spawn(command: &Command, program: &Program) -> Result<(Pid, Listener), Refusal> {
+    start(command, Some(program), true, |child, shared| {
+        let number = shared.await_child(child, FILTERED).map_err(refused("seccomp(2)"))? - FILTERED;
+        let handle = Task(child).handle().map_err(refused("pidfd_open(2)"))?;
+        let listener = raw::pidfd_get(handle.as_fd(), number).map_err(refused("pidfd_getfd(2)"))?;
+        let mut byte = [0];
+        Task(child).read(shared.0.as_ptr() as u64, &mut byte).map_err(refused("process_vm_readv(2)"))?;
+        Ok(Listener::new(listener))
+    })
 }
 
 /// Starts a program that a tracer will see from its `execve` on: `attach` is called when the child waits for it.
@@ -131,55 +154,88 @@ pub(crate) fn spawn_traced(
     command: &Command,
     filter: Option<&Program>,
     attach: impl FnOnce(Pid) -> Result<()>,
-) -> Result<Pid> {
-    let (mut asks, mut goes) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
+) -> Result<Pid, Refusal> {
+    let (child, ()) = start(command, filter, false, |child, shared| {
+        shared.await_child(child, WAITS).map_err(refused("fork(2)"))?;
+        attach(child).map_err(refused("ptrace(2)"))?;
+        shared.say(GO);
+        // Without a filter it stops at its next call already.
+        if filter.is_some() {
+            shared.await_child(child, FILTERED).map_err(refused("seccomp(2)"))?;
+        }
+        let mut byte = [0];
+        Task(child).read(shared.0.as_ptr() as u64, &mut byte).map_err(refused("process_vm_readv(2)"))?;
+        let handle = Task(child).handle().map_err(refused("pidfd_open(2)"))?;
+        match raw::pidfd_get(handle.as_fd(), -1) {
+            Err(Errno::EBADF) | Ok(_) => Ok(()),
+            Err(errno) => Err(Refusal { call: "pidfd_getfd(2)", errno }),
+        }
+    })?;
+    Ok(child)
+}
+
+/// Forks a child that becomes the program. `meet`: what the parent does until the child is on its way; if it fails, the child ends.
+fn start<T>(
+    command: &Command,
+    filter: Option<&Program>,
+    listens: bool,
+    meet: impl FnOnce(Pid, &Shared<'_>) -> Result<T, Refusal>,
+) -> Result<(Pid, T), Refusal> {
     let mut arguments: Vec<*const libc::c_char> =
         command.arguments.iter().map(|word| word.as_ptr()).collect();
     arguments.push(std::ptr::null());
     let code = filter.map_or(&[][..], Program::instructions);
     let header = libc::sock_fprog { len: code.len() as u16, filter: code.as_ptr().cast_mut() };
-    // SAFETY: the child calls only what is safe there: it neither allocates nor takes a lock.
-    let child = match unsafe { fork() }? {
-        ForkResult::Child => {
-            reset();
-            let mut go = [0];
-            let told = nix::unistd::write(&asks.1, &[0]);
-            let numbers = [asks.0.as_raw_fd(), asks.1.as_raw_fd(), goes.0.as_raw_fd(), goes.1.as_raw_fd()];
-            // SAFETY: closes our copy of the end that the parent writes to; the process ends or is replaced without
-            // closing it again.
-            unsafe { libc::close(numbers[3]) };
-            let heard = nix::unistd::read(&goes.0, &mut go);
-            if told != Ok(1) || heard != Ok(1) {
-                exit(127);
-            }
-            for number in &numbers[..3] {
-                // SAFETY: as above.
-                unsafe { libc::close(*number) };
-            }
-            // Only now: calls that it stops do not exist without a tracer.
-            if filter.is_some() && stop::add_own_traced_filter(&header).is_err() {
-                let message = b"veduta: the kernel takes no filter; VEDUTA_TRAP=ptrace does without\n";
-                // SAFETY: the bytes are static.
-                unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
-                exit(125);
-            }
-            load(command, &arguments)
+    let filter = filter.map(|_| &header);
+    Shared::with(|shared| {
+        // SAFETY: the child calls only what is safe there: it neither allocates nor takes a lock.
+        let child = match unsafe { fork() }.map_err(refused("fork(2)"))? {
+            ForkResult::Child => run_child(command, &arguments, filter, listens, shared),
+            ForkResult::Parent { child } => child,
+        };
+        let met = meet(child, shared);
+        if met.is_err() {
+            let _ = nix::sys::signal::kill(child, nix::sys::signal::SIGKILL);
+            // A tracer may see it stop once more before it ends.
+            while matches!(waitpid(child, Some(WaitPidFlag::__WALL)), Ok(status) if status.pid().is_some()
+                && !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
+            {}
         }
-        ForkResult::Parent { child } => child,
-    };
-    drop(std::mem::replace(&mut asks.1, std::fs::File::open("/dev/null").map_err(|_| Errno::EMFILE)?.into()));
-    drop(std::mem::replace(&mut goes.0, std::fs::File::open("/dev/null").map_err(|_| Errno::EMFILE)?.into()));
-    let mut said = [0];
-    let attached = match nix::unistd::read(&asks.0, &mut said) {
-        Ok(1) => attach(child),
-        _ => Err(Errno::ECHILD),
-    };
-    if attached.is_ok() && nix::unistd::write(&goes.1, &[1]) == Ok(1) {
-        return Ok(child);
+        Ok((child, met?))
+    })
+}
+
+fn run_child(
+    command: &Command,
+    arguments: &[*const libc::c_char],
+    filter: Option<&libc::sock_fprog>,
+    listens: bool,
+    shared: &Shared<'_>,
+) -> ! {
+    reset();
+    if !listens {
+        // Calls that a filter stops do not exist without a tracer.
+        shared.say(WAITS);
+        if !shared.await_go() {
+            exit(127);
+        }
     }
-    let _ = nix::sys::signal::kill(child, nix::sys::signal::SIGKILL);
-    let _ = waitpid(child, Some(WaitPidFlag::__WALL));
-    Err(attached.err().unwrap_or(Errno::ECHILD))
+    let install = |filter: &libc::sock_fprog| {
+        let add = |no_new_privileges| stop::add_own_filter(filter, listens, no_new_privileges);
+        // Root can do without, and then set-user-id programs keep their meaning.
+        match add(false) {
+            Err(Errno::EACCES) => add(true),
+            done => done,
+        }
+    };
+    match filter.map_or(Ok(0), install) {
+        Ok(number) => shared.say(FILTERED + number),
+        Err(errno) => {
+            shared.say(-(errno as i32));
+            exit(127);
+        }
+    }
+    load(command, arguments)
 }
 
 /// For a child: what it inherits is as a program expects it.

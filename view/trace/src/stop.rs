@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::{Program, Result, Task, raw};
@@ -171,8 +171,7 @@ impl Attached {
     /// Waits until it stands. `ESRCH` if it died.
     pub fn wait(self) -> Result<Stopped> {
         let leader = Task(self.tid).leader()?;
-        let mut stopped =
-            Stopped { tid: self.tid, leader, saved: None, signals: Vec::new(), gone: false, stays: false };
+        let mut stopped = Stopped::new(self.tid, leader, false);
         std::mem::forget(self);
         loop {
             match stopped.next_event()? {
@@ -225,18 +224,47 @@ pub struct Stopped {
     gone: bool,
     /// It stays traced when this is dropped.
     stays: bool,
+    /// It is loading a program: the other threads of its process end, and it may take over their leader's number.
+    loads: bool,
+    /// Traced threads that ended and were waited for.
+    ended: Vec<Pid>,
 }
 
 impl Stopped {
+    fn new(tid: Pid, leader: Pid, stays: bool) -> Self {
+        Self {
+            tid,
+            leader,
+            saved: None,
+            signals: Vec::new(),
+            gone: false,
+            stays,
+            loads: false,
+            ended: Vec::new(),
+        }
+    }
+
+    /// Threads of a tracer that this has waited for, because they ended when a program was loaded.
+    pub(crate) fn take_ended(&mut self) -> Vec<Pid> {
+        std::mem::take(&mut self.ended)
+    }
+
     /// A task of a tracer that stands where a call begins. The call is left out, and returns what is set as its result.
     pub(crate) fn skipping(tid: Pid) -> Result<Self> {
         let leader = Task(tid).leader()?;
         let mut registers = Registers::load(tid)?;
         registers.set_result(-(Errno::ENOSYS as i64));
         registers.store(tid)?;
-        let mut stopped = Self { tid, leader, saved: None, signals: Vec::new(), gone: false, stays: true };
+        let mut stopped = Self::new(tid, leader, true);
         stopped.run_to(|event| matches!(event, Event::Call))?;
         stopped.saved = Some(Registers::load(stopped.tid)?);
+        Ok(stopped)
+    }
+
+    /// A task of a tracer that stands where it was asked to.
+    pub(crate) fn standing(tid: Pid) -> Result<Self> {
+        let mut stopped = Self::new(tid, Task(tid).leader()?, true);
+        stopped.saved = Some(Registers::load(tid)?);
         Ok(stopped)
     }
 
@@ -321,10 +349,17 @@ impl Stopped {
     pub fn exec(&mut self, number: u32, args: [u64; 6]) -> Result<bool> {
         self.start_call(number, args)?;
         let mut new_program = false;
-        self.run_to(|event| {
+        self.loads = true;
+        let former = self.tid;
+        let loaded = self.run_to(|event| {
             new_program |= matches!(event, Event::Exec);
             matches!(event, Event::Call)
-        })?;
+        });
+        self.loads = false;
+        loaded?;
+        if former != self.tid {
+            self.ended.push(former);
+        }
         if new_program {
             self.saved = Some(Registers::load(self.tid)?);
             return Ok(true);
@@ -347,6 +382,27 @@ impl Stopped {
 
     /// Adds a filter to all threads of the process, and gives its listener. The task's old listener must be closed.
     pub fn add_filter(&mut self, program: &Program) -> Result<OwnedFd> {
+        let number = match self.install(program, NEW_LISTENER | WAIT_KILLABLE | ALL_THREADS | ERROR_IS_ESRCH)
+        {
+            Err(Errno::EINVAL) => self.install(program, NEW_LISTENER | ALL_THREADS | ERROR_IS_ESRCH),
+            done => done,
+        }?;
+        let handle = Task(self.tid).handle()?;
+        let listener = raw::pidfd_get(handle.as_fd(), number as RawFd);
+        self.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
+        listener
+    }
+
+    /// Adds a filter that stops for a tracer to all threads of the process.
+    pub(crate) fn add_traced_filter(&mut self, program: &Program) -> Result<()> {
+        match self.install(program, ALL_THREADS)? {
+            0 => Ok(()),
+            // The number of a thread that has another filter.
+            _ => Err(Errno::ESRCH),
+        }
+    }
+
+    fn install(&mut self, program: &Program, flags: u64) -> Result<i64> {
         let code = program.to_bytes();
         let header = 16;
         let address = self.scratch(code.len() + header)?;
@@ -355,18 +411,15 @@ impl Stopped {
         bytes.extend_from_slice(&(address + header as u64).to_ne_bytes());
         bytes.extend(code);
         Task(self.tid).write(address, &bytes)?;
-        let mut install = |flags| {
-            let args = [libc::SECCOMP_SET_MODE_FILTER.into(), flags, address, 0, 0, 0];
-            self.call(libc::SYS_seccomp as u32, args)
-        };
-        let number = match install(NEW_LISTENER | WAIT_KILLABLE | ALL_THREADS | ERROR_IS_ESRCH) {
-            Err(Errno::EINVAL) => install(NEW_LISTENER | ALL_THREADS | ERROR_IS_ESRCH),
+        let args = [libc::SECCOMP_SET_MODE_FILTER.into(), flags, address, 0, 0, 0];
+        match self.call(libc::SYS_seccomp as u32, args) {
+            // It was root's when the view began, and is somebody else's now.
+            Err(Errno::EACCES) => {
+                self.call(libc::SYS_prctl as u32, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0])?;
+                self.call(libc::SYS_seccomp as u32, args)
+            }
             done => done,
-        }?;
-        let handle = Task(self.tid).handle()?;
-        let listener = raw::pidfd_get(handle.as_fd(), number as RawFd);
-        self.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
-        listener
+        }
     }
 
     fn start_call(&mut self, number: u32, args: [u64; 6]) -> Result<()> {
@@ -393,12 +446,16 @@ impl Stopped {
 
     fn next_event(&mut self) -> Result<Event> {
         loop {
-            // Whoever sleeps in wait(2) for a thread is not woken when that thread takes over its process's number by execve(2).
-            let may_vanish = self.tid != self.leader;
+            // Whoever sleeps in wait(2) for a thread is not woken when that thread takes over its process's number by execve(2). And
+            // execve(2) waits until all other threads that are traced were waited for.
+            let may_vanish = self.tid != self.leader || (self.loads && self.stays);
             let flags = if may_vanish { WaitPidFlag::WNOHANG } else { WaitPidFlag::empty() };
             let status = match waitpid(self.tid, Some(flags | WaitPidFlag::__WALL)) {
                 Err(Errno::EINTR) => continue,
                 Ok(WaitStatus::StillAlive) => {
+                    if self.loads && self.stays {
+                        self.reap_others();
+                    }
                     std::thread::sleep(std::time::Duration::from_micros(100));
                     continue;
                 }
@@ -424,6 +481,22 @@ impl Stopped {
                 }
                 _ => continue,
             };
+        }
+    }
+
+    /// Waits for those of the other threads that have ended. Of a thread that only stopped, nothing is taken: the new program may fail
+    /// to load, and then it goes on.
+    fn reap_others(&mut self) {
+        let threads =
+            std::fs::read_dir(format!("/proc/{}/task", self.leader)).into_iter().flatten().flatten();
+        for tid in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)) {
+            if tid == self.tid || tid == self.leader {
+                continue;
+            }
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+            if matches!(waitid(Id::Pid(tid), flags), Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..))) {
+                self.ended.push(tid);
+            }
         }
     }
 
@@ -473,37 +546,28 @@ const WAIT_KILLABLE: u64 = 1 << 5;
 const ALL_THREADS: u64 = 1;
 const ERROR_IS_ESRCH: u64 = 1 << 4;
 
-/// Adds a filter to the calling thread, and gives the number of its listener (which closes on exec). For a child that is
-/// about to run its program: calls nothing that is not safe there.
-pub(crate) fn add_own_filter(program: &libc::sock_fprog, no_new_privileges: bool) -> Result<RawFd> {
+/// Adds a filter to the calling thread, and gives the number of its listener (which closes on exec), or 0 if it is to have none. For
+/// a child that is about to run its program: calls nothing that is not safe there.
+pub(crate) fn add_own_filter(
+    program: &libc::sock_fprog,
+    listens: bool,
+    no_new_privileges: bool,
+) -> Result<RawFd> {
     if no_new_privileges {
         // SAFETY: numbers only.
         Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     }
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
     let install = |flags: u64| {
         // SAFETY: the program lives through the call.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                flags,
-                std::ptr::from_ref(program),
-            )
-        };
+        let fd = unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, std::ptr::from_ref(program)) };
         Errno::result(fd).map(|fd| fd as RawFd)
     };
+    if !listens {
+        return install(0);
+    }
     match install(NEW_LISTENER | WAIT_KILLABLE) {
         Err(Errno::EINVAL) => install(NEW_LISTENER),
         done => done,
     }
-}
-
-/// Adds a filter without a listener to the calling thread. As safe as the above.
-pub(crate) fn add_own_traced_filter(program: &libc::sock_fprog) -> Result<()> {
-    // SAFETY: numbers only.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    let mode = libc::SECCOMP_SET_MODE_FILTER;
-    // SAFETY: the program lives through the call.
-    let done = unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, std::ptr::from_ref(program)) };
-    Errno::result(done).map(drop)
 }

@@ -135,6 +135,12 @@ impl Task {
         u32::from_str_radix(field.trim(), 8).map_err(|_| Errno::ESRCH)
     }
 
+    /// How many seccomp filters it has; before Linux 5.9, whether it has any.
+    pub fn filters(self) -> Result<u32> {
+        let number = |name| self.status_field(name).map(|count| count as u32);
+        number("Seccomp_filters:").or_else(|_| number("Seccomp:").map(|mode| u32::from(mode == 2)))
+    }
+
     /// The supplementary groups.
     pub fn groups(self) -> Result<Vec<u32>> {
         let text = self.status()?;

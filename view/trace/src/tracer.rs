@@ -2,17 +2,23 @@
 //!
 //! Either a seccomp filter stops them at the calls that matter, or every call stops them and the same filter is run
 //! here. All functions are for the thread that started the command.
+//!
+//! A tracer that is to catch more has all tasks stop, and gives each process that has the old filter only a larger one
+//! besides. A task that stops for another reason before, or is made by one that is behind, is asked again.
 
 #![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::HashSet;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 
-use crate::spawn::{Command, spawn_traced};
+use crate::spawn::{Command, Refusal, spawn_traced};
 use crate::stop::Registers;
-use crate::{Notification, Program, Result, Stopped};
+use crate::{Notification, Program, Result, Stopped, Task};
 
 /// What came of looking.
 pub enum Happening {
@@ -24,6 +30,8 @@ pub enum Happening {
     Ended(Pid, i32),
     /// A process was stopped by job control.
     Halted(Pid),
+    /// A task could not be given a larger filter. It stands still.
+    Blind(Pid, Errno),
     /// Nothing for now.
     Nothing,
     /// There are no children.
@@ -50,19 +58,60 @@ const ENTRY: u8 = 1;
 
 /// The tracer.
 pub struct Tracer {
-    filter: Program,
+    filter: RefCell<Program>,
     /// There is no seccomp: every call stops.
     every_call: bool,
+    /// Tasks that may have the old filter only.
+    behind: RefCell<HashSet<Pid>>,
+    /// Numbers that no task has any more, of which nobody was told.
+    gone: RefCell<Vec<Pid>>,
 }
 
 impl Tracer {
     /// Traces by `SECCOMP_RET_TRACE`, or by stopping at every call.
     pub fn new(filter: Program, every_call: bool) -> Self {
-        Self { filter: if every_call { filter } else { filter.for_tracer() }, every_call }
+        let tracer = Self {
+            filter: RefCell::new(Program::new(Vec::new(), 0)),
+            every_call,
+            behind: RefCell::default(),
+            gone: RefCell::default(),
+        };
+        tracer.set_filter(filter);
+        tracer
+    }
+
+    fn set_filter(&self, filter: Program) {
+        self.filter.replace(if self.every_call { filter } else { filter.for_tracer() });
+    }
+
+    /// Catches what this filter says, from now on; `tasks` are all that there are. A task that stands at a call has the larger filter
+    /// before it makes the next.
+    pub fn grow(&self, filter: Program, tasks: impl IntoIterator<Item = Pid>) {
+        self.set_filter(filter);
+        if self.every_call {
+            return;
+        }
+        let mut behind = self.behind.borrow_mut();
+        for tid in tasks {
+            behind.insert(tid);
+            // One that ended is seen by the next wait.
+            let _ = ptrace::interrupt(tid);
+        }
+    }
+
+    /// Gives the process of a task that stands still the larger filter, if it is behind.
+    fn catch_up(&self, tid: Pid) -> Result<()> {
+        if !self.behind.borrow_mut().remove(&tid)
+            || Task(tid).filters()? >= 2 + Task(Pid::this()).filters()?
+        {
+            return Ok(());
+        }
+        let mut stopped = Stopped::standing(tid)?;
+        stopped.add_traced_filter(&self.filter.borrow())
     }
 
     /// Starts a command, traced.
-    pub fn spawn(&self, command: &Command) -> Result<Pid> {
+    pub fn spawn(&self, command: &Command) -> Result<Pid, Refusal> {
         use ptrace::Options;
         let options = Options::PTRACE_O_TRACESYSGOOD
             | Options::PTRACE_O_TRACESECCOMP
@@ -71,8 +120,8 @@ impl Tracer {
             | Options::PTRACE_O_TRACECLONE
             | Options::PTRACE_O_TRACEEXEC
             | Options::PTRACE_O_EXITKILL;
-        let filter = (!self.every_call).then_some(&self.filter);
-        spawn_traced(command, filter, |child| {
+        let filter = self.filter.borrow();
+        spawn_traced(command, (!self.every_call).then_some(&filter), |child| {
             ptrace::seize(child, options)?;
             ptrace::interrupt(child)?;
             let mut status = 0;
@@ -88,6 +137,10 @@ impl Tracer {
     /// Lets a task run, with a signal or 0.
     pub fn resume(&self, tid: Pid, signal: i32) -> Result<()> {
         let request = if self.every_call { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
+        if self.behind.borrow().contains(&tid) {
+            // Any stop takes the place of the one that was asked for.
+            let _ = ptrace::interrupt(tid);
+        }
         // SAFETY: numbers only. Signals of real-time are among them, which the library does not know.
         Errno::result(unsafe { libc::ptrace(request, tid.as_raw(), 0_usize, signal as usize) }).map(drop)
     }
@@ -107,6 +160,7 @@ impl Tracer {
             stopped.set_result(-(errno as i64));
         }
         let tid = stopped.tid();
+        self.gone.borrow_mut().extend(stopped.take_ended());
         drop(stopped);
         self.resume(tid, 0)
     }
@@ -114,6 +168,9 @@ impl Tracer {
     /// Looks after the tasks until something happens that others must know. Does not wait.
     pub fn next(&self) -> Happening {
         loop {
+            if let Some(tid) = self.gone.borrow_mut().pop() {
+                return Happening::Ended(tid, 0);
+            }
             let mut status = 0;
             // SAFETY: `status` lives through the call.
             let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
@@ -139,7 +196,7 @@ impl Tracer {
                 },
                 (0, signal) if signal == libc::SIGTRAP | 0x80 => match self.begun(tid) {
                     Ok(Some((call, arch))) if self.every_call => {
-                        let verdict = self.filter.judge(arch, call.number, &call.args);
+                        let verdict = self.filter.borrow().judge(arch, call.number, &call.args);
                         match verdict & libc::SECCOMP_RET_ACTION_FULL {
                             libc::SECCOMP_RET_USER_NOTIF => return Happening::Call(call),
                             libc::SECCOMP_RET_ERRNO => {
@@ -151,6 +208,17 @@ impl Tracer {
                     _ => drop(self.resume(tid, 0)),
                 },
                 (0, signal) => drop(self.resume(tid, signal)),
+                (EVENT_STOP, signal) if self.behind.borrow().contains(&tid) => {
+                    if let Err(errno) = self.catch_up(tid) {
+                        return Happening::Blind(tid, errno);
+                    }
+                    if signal != libc::SIGTRAP {
+                        // It is stopped by job control, and says so once more.
+                        let _ = ptrace::interrupt(tid);
+                    }
+                    let _ = self.resume(tid, 0);
+                    return Happening::Runs(tid);
+                }
                 (EVENT_STOP, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) => {
                     // SAFETY: numbers only.
                     unsafe { libc::ptrace(libc::PTRACE_LISTEN, pid, 0_usize, 0_usize) };
@@ -159,10 +227,20 @@ impl Tracer {
                 (libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE, _) => {
                     // Known before it stops, or a parent that ends first would be taken for the last.
                     let child = ptrace::getevent(tid).map_or(tid, |child| Pid::from_raw(child as i32));
+                    let is_behind = self.behind.borrow().contains(&tid);
+                    self.behind.borrow_mut().extend(is_behind.then_some(child));
                     let _ = self.resume(tid, 0);
                     return Happening::Runs(child);
                 }
-                _ => {
+                (event, _) => {
+                    if event == libc::PTRACE_EVENT_EXEC {
+                        // A thread that is not the first takes over the first one's number.
+                        let former = ptrace::getevent(tid).map_or(tid, |former| Pid::from_raw(former as i32));
+                        self.gone.borrow_mut().extend((former != tid).then_some(former));
+                        if self.behind.borrow_mut().remove(&former) {
+                            self.behind.borrow_mut().insert(tid);
+                        }
+                    }
                     let _ = self.resume(tid, 0);
                     return Happening::Runs(tid);
                 }
