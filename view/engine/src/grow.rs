@@ -70,8 +70,7 @@ pub(crate) fn to_mounted(
     let attached = attach_all();
     view.all_asked_to_stop.store(true, Ordering::Release);
     give()?;
-    let mut stopped: Vec<Stopped> =
-        attached.into_iter().filter_map(|attached| attached.wait().ok()).collect();
+    let (stopped, mut parents) = settle(attached);
     let old = std::mem::take(&mut *view.sources.lock());
     view.set_level(Level::Mounted);
     crate::loops::install(view);
@@ -79,17 +78,40 @@ pub(crate) fn to_mounted(
         source.retire();
     }
     let program = calls::filter(Level::Mounted, view.is_root && !view.all_root);
-    let mut failed = Vec::new();
-    for task in &mut stopped {
-        match install(task, &program) {
-            Ok(listener) => Source::start(view, Listener::new(listener)),
-            Err(errno) => failed.push((task.tid(), errno)),
+    let equip = |task: &mut Stopped| match install(task, &program) {
+        Ok(listener) => Source::start(view, Listener::new(listener)),
+        Err(errno) => {
+            tracing::error!("process {} does not see the mounts: {}", task.tid(), errno.desc());
         }
-    }
-    for (tid, errno) in failed {
-        tracing::error!("process {tid} does not see the mounts: {}", errno.desc());
+    };
+    let mut stopped = stopped;
+    stopped.iter_mut().for_each(equip);
+    // The children of those that are still waited for go on.
+    drop(stopped);
+    while !parents.is_empty() {
+        let (ready, waiting): (Vec<_>, Vec<_>) = parents.into_iter().partition(Attached::is_ready);
+        for mut task in ready.into_iter().filter_map(|attached| attached.wait().ok()) {
+            equip(&mut task);
+        }
+        parents = waiting;
+        std::thread::sleep(Duration::from_micros(100));
     }
     Ok(())
+}
+
+/// Waits until all stand, but for parents that wait in `vfork(2)`: they make no call before their child, which stands, has
+/// gone on.
+fn settle(mut attached: Vec<Attached>) -> (Vec<Stopped>, Vec<Attached>) {
+    let mut stopped = Vec::new();
+    loop {
+        let (ready, waiting): (Vec<_>, Vec<_>) = attached.into_iter().partition(Attached::is_ready);
+        stopped.extend(ready.into_iter().filter_map(|attached| attached.wait().ok()));
+        if waiting.iter().all(Attached::waits_for_child) {
+            return (stopped, waiting);
+        }
+        attached = waiting;
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.

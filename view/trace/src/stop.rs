@@ -147,6 +147,12 @@ impl Registers {
     }
 }
 
+/// Calls that make a process.
+#[cfg(target_arch = "x86_64")]
+const FORKS: &[i64] = &[libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+#[cfg(target_arch = "aarch64")]
+const FORKS: &[i64] = &[libc::SYS_clone, libc::SYS_clone3];
+
 /// A task that was asked to stop.
 pub struct Attached {
     tid: Pid,
@@ -166,6 +172,23 @@ impl Attached {
     /// The task.
     pub fn tid(&self) -> Pid {
         self.tid
+    }
+
+    /// Whether [`Attached::wait`] would return at once.
+    pub fn is_ready(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED
+            | WaitPidFlag::WSTOPPED
+            | WaitPidFlag::WNOHANG
+            | WaitPidFlag::WNOWAIT
+            | WaitPidFlag::__WALL;
+        !matches!(waitid(Id::Pid(self.tid), flags), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    }
+
+    /// Whether it waits in `vfork(2)` (or a form of `clone(2)` that waits like it) until its child runs a program. It does
+    /// not stop before that, but does stop before it runs again itself.
+    pub fn waits_for_child(&self) -> bool {
+        let number = Task(self.tid).blocked_in().ok().flatten();
+        number.is_some_and(|number| FORKS.contains(&i64::from(number)))
     }
 
     /// Waits until it stands. `ESRCH` if it died.

@@ -20,6 +20,12 @@ const PATH_MAX: usize = 4096;
 pub struct Task(pub Pid);
 
 impl Task {
+    /// The call that it waits in; `None` if it runs, or waits elsewhere. `proc_pid_syscall(5)`.
+    pub fn blocked_in(self) -> Result<Option<u32>> {
+        let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.0)).map_err(|_| Errno::ESRCH)?;
+        Ok(text.split_ascii_whitespace().next().and_then(|number| number.parse().ok()))
+    }
+
     /// Fills `buf` from an address, or `EFAULT`.
     pub fn read(self, address: u64, buf: &mut [u8]) -> Result<()> {
         if self.read_some(address, buf)? == buf.len() { Ok(()) } else { Err(Errno::EFAULT) }
