@@ -42,8 +42,10 @@ mod standin;
 mod stat;
 mod traced;
 mod trap;
+mod turn;
 mod view;
 mod walk;
+mod watch;
 mod world;
 
 pub use calls::{CALLS, CONTROL, Family, Level, Row};

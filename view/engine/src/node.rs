@@ -154,8 +154,13 @@ pub(crate) fn is_pseudo(path: &[u8]) -> bool {
     facts.is_ok_and(|facts| PSEUDO.contains(&(facts.filesystem_type().0 as i64)))
 }
 
-/// Calls a driver. A panic of it is an I/O error of its own mount, and the view goes on.
+/// Calls a driver.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    crate::turn::driver(|| caught(work))
+}
+
+/// A panic of a driver is an I/O error of its own mount, and the view goes on.
+pub(crate) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         tracing::error!("a driver panicked; the call fails with an I/O error, and the view goes on");
         Err(Errno::EIO)

@@ -218,7 +218,7 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
         if let Err(errno) = descriptor_limit(Some(most)) {
             tracing::warn!("the engine keeps its limit of open files: {}", errno.desc());
         }
-        crate::serve::watch_long_calls();
+        crate::watch::start();
         status = trap.serve(view, child, signals).map_err(|errno| {
             MountError::system(errno, format!("the command cannot be served: {}", errno.desc()))
         })?;

@@ -1,15 +1,15 @@
 //! The threads that serve calls.
 //!
-//! Each listener has threads that wait on it. The kernel wakes one on the processor of the task that calls, which makes a
-//! call cheap; a thread that finds that nobody is left to wait starts another before it goes to work. So a slow driver holds up
-//! only those who ask it.
+//! Each listener has threads, of which one waits on it (`turn.rs`). The kernel wakes it on the processor of the task that calls,
+//! which makes a call cheap; before it does what takes long, another waits in its place. So a slow driver holds up only
+//! those who ask it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -26,9 +26,11 @@ use veduta_trace::{Listener, Notification, Refusal, Task, raw};
 use crate::call::{Answer, Call, Outcome};
 use crate::calls::{self, Family, Level};
 use crate::identity::Identity;
-use crate::node::guarded;
+use crate::node::caught;
 use crate::trap::Trap;
+use crate::turn::{Pace, Server, Turns, stand_aside};
 use crate::view::View;
+use crate::watch;
 
 /// Threads that serve one listener at most; more calls than that, all waiting for something, wait in the kernel.
 const MOST_THREADS: usize = 128;
@@ -55,7 +57,7 @@ impl Trap for Notified {
 pub(crate) struct Source {
     /// The listener; `None` once it is retired. Nobody holds it longer than a call of the kernel lasts.
     listener: RwLock<Option<Arc<Listener>>>,
-    waiting: AtomicUsize,
+    pub(crate) turns: Turns,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     retired: AtomicBool,
 }
@@ -65,7 +67,7 @@ impl Source {
     pub(crate) fn start(view: &Arc<View>, listener: Listener) {
         let source = Arc::new(Self {
             listener: RwLock::new(Some(Arc::new(listener))),
-            waiting: AtomicUsize::new(0),
+            turns: Turns::default(),
             threads: Mutex::default(),
             retired: AtomicBool::new(false),
         });
@@ -79,12 +81,12 @@ impl Source {
         work(&listener)
     }
 
-    fn add_thread(self: &Arc<Self>, view: &Arc<View>) {
+    /// Starts a thread that has a turn.
+    pub(crate) fn add_thread(self: &Arc<Self>, view: &Arc<View>) {
         let mut threads = self.threads.lock();
         if threads.len() >= MOST_THREADS {
             return;
         }
-        self.waiting.fetch_add(1, Ordering::AcqRel);
         let (source, view) = (Arc::clone(self), Arc::clone(view));
         let spawned = std::thread::Builder::new()
             .name("serve".into())
@@ -92,10 +94,7 @@ impl Source {
             .spawn(move || source.serve(&view));
         match spawned {
             Ok(thread) => threads.push(thread),
-            Err(error) => {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                tracing::error!("no thread can be started: {error}");
-            }
+            Err(error) => tracing::error!("no thread can be started: {error}"),
         }
     }
 
@@ -103,6 +102,7 @@ impl Source {
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         *self.listener.write() = None;
+        self.turns.end();
         let threads = std::mem::take(&mut *self.threads.lock());
         let deadline = Instant::now() + Duration::from_secs(2);
         let me = std::thread::current().id();
@@ -120,14 +120,16 @@ impl Source {
         if let Err(errno) = raw::unshare_fs() {
             tracing::warn!("threads share their umask: {}", errno.desc());
         }
-        while !self.retired.load(Ordering::Acquire) {
+        self.turns.begin();
+        let server = Server::start(&self, view);
+        let mut pace = Pace::default();
+        while !self.retired.load(Ordering::Acquire) && server.take_turn() {
+            let start = Instant::now();
             match self.with(Listener::receive) {
                 Ok(notification) => {
-                    if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        self.add_thread(view);
-                    }
+                    pace.came_after(start.elapsed(), &server);
                     self.answer(view, &notification);
-                    self.waiting.fetch_add(1, Ordering::AcqRel);
+                    pace.answered(&server);
                 }
                 Err(Errno::ENOENT) if self.is_deserted() => break,
                 Err(Errno::ENOENT | Errno::EINTR) => {}
@@ -138,7 +140,7 @@ impl Source {
                 }
             }
         }
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.turns.end();
         if !self.retired.load(Ordering::Acquire) {
             view.sources.lock().retain(|source| !Arc::ptr_eq(source, &self));
         }
@@ -158,6 +160,10 @@ impl Source {
     fn answer(&self, view: &Arc<View>, notification: &Notification) {
         let task = Task(notification.tid);
         let outcome = decide(view, notification);
+        if matches!(outcome, Ok(Answer::Chdir(_) | Answer::Exec(_) | Answer::Grow(_))) {
+            // The task is waited for.
+            stand_aside();
+        }
         let id = notification.id;
         let sent = match outcome {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
@@ -245,7 +251,7 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     };
     let interrupt = Interrupt::new();
     let _scope = interrupt.enter();
-    let outcome = WATCH.with_call(task, &interrupt, || guarded(|| dispatch(&call)));
+    let outcome = watch::over(task, &interrupt, || caught(|| dispatch(&call)));
     if view.tracing.load(Ordering::Relaxed) {
         report(view, &call, &outcome);
     }
@@ -255,11 +261,15 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
 /// Who serves which call.
 fn dispatch(call: &Call<'_>) -> Outcome {
     if call.number == calls::CONTROL {
+        stand_aside();
         return crate::control::serve(call);
     }
     let Some(row) = calls::by_number(call.number) else { return Err(Errno::ENOSYS) };
     match row.family {
-        Family::Mount => crate::mounting::serve(call, row.name),
+        Family::Mount => {
+            stand_aside();
+            crate::mounting::serve(call, row.name)
+        }
         Family::Exec if call.view.level() == Level::Idle => crate::grow::before_exec(call, row.name),
         Family::Exec => crate::exec::serve(call, row.name),
         Family::Path => crate::files::serve(call, row.name),
@@ -321,47 +331,4 @@ pub(crate) fn descriptor(task: Task, number: i32) -> Result<OwnedFd> {
         handles.insert(task.0, handle);
         fd
     })
-}
-
-/// Watches calls that take long: a signal for the task interrupts the driver.
-struct Watch(Mutex<Vec<(u64, Task, Interrupt, Instant)>>, AtomicBool, std::sync::atomic::AtomicU64);
-
-static WATCH: Watch =
-    Watch(Mutex::new(Vec::new()), AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
-
-impl Watch {
-    fn with_call<T>(&'static self, task: Task, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
-        let number = self.2.fetch_add(1, Ordering::Relaxed);
-        self.0.lock().push((number, task, interrupt.clone(), Instant::now()));
-        let result = work();
-        self.0.lock().retain(|entry| entry.0 != number);
-        result
-    }
-}
-
-/// Looks after calls that take long. Runs until the process ends.
-pub(crate) fn watch_long_calls() {
-    if WATCH.1.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    let watch = || {
-        loop {
-            std::thread::sleep(Duration::from_millis(50));
-            let long: Vec<_> = WATCH
-                .0
-                .lock()
-                .iter()
-                .filter(|(_, _, _, since)| since.elapsed() > Duration::from_millis(50))
-                .map(|(_, task, interrupt, _)| (*task, interrupt.clone()))
-                .collect();
-            for (task, interrupt) in long {
-                if task.has_signal() {
-                    interrupt.raise();
-                }
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("watch".into()).stack_size(128 << 10).spawn(watch) {
-        tracing::error!("calls that take long cannot be interrupted: {error}");
-    }
 }

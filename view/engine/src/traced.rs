@@ -106,7 +106,7 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
         idle: AtomicUsize::new(0),
         count: AtomicUsize::new(0),
     });
-    crate::serve::watch_long_calls();
+    crate::watch::start();
     let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
     let (mut tasks, mut served) = (HashSet::from([child]), HashMap::new());
     let (mut status, mut last_tidy, mut next, mut ending) = (None, Instant::now(), 0_u64, None::<Instant>);

@@ -1,0 +1,83 @@
+//! Calls that take long: a signal for the task interrupts the driver, and the turn to wait for calls is passed on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use veduta_api::Interrupt;
+use veduta_trace::Task;
+
+use crate::turn::Server;
+
+/// A call that is being served.
+struct Served {
+    number: u64,
+    task: Task,
+    interrupt: Interrupt,
+    server: Option<Arc<Server>>,
+    since: Instant,
+}
+
+static CALLS: Mutex<Vec<Served>> = Mutex::new(Vec::new());
+static COUNT: AtomicU64 = AtomicU64::new(0);
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// Serves a call under the watch.
+pub(crate) fn over<T>(task: Task, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    CALLS.lock().push(Served {
+        number,
+        task,
+        interrupt: interrupt.clone(),
+        server: Server::current(),
+        since: Instant::now(),
+    });
+    let result = work();
+    CALLS.lock().retain(|call| call.number != number);
+    result
+}
+
+/// Starts the watch, which lasts until the process ends.
+pub(crate) fn start() {
+    if WATCHED.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    if let Err(error) = std::thread::Builder::new().name("watch".into()).stack_size(128 << 10).spawn(watch) {
+        tracing::error!("calls that take long cannot be interrupted: {error}");
+    }
+}
+
+fn watch() {
+    /// Between two looks while calls come, and while none do.
+    const BUSY: Duration = Duration::from_millis(2);
+    const IDLE: Duration = Duration::from_millis(50);
+    let (mut seen, mut asked) = (0, Instant::now());
+    loop {
+        let count = COUNT.load(Ordering::Relaxed);
+        let calls_come = std::mem::replace(&mut seen, count) != count || !CALLS.lock().is_empty();
+        std::thread::sleep(if calls_come { BUSY } else { IDLE });
+        let turns: Vec<_> = CALLS
+            .lock()
+            .iter()
+            .filter(|call| call.since.elapsed() > BUSY)
+            .filter_map(|call| call.server.clone())
+            .collect();
+        turns.iter().for_each(|server| server.pass_turn());
+        if asked.elapsed() < IDLE {
+            continue;
+        }
+        asked = Instant::now();
+        let long: Vec<_> = CALLS
+            .lock()
+            .iter()
+            .filter(|call| call.since.elapsed() > IDLE)
+            .map(|call| (call.task, call.interrupt.clone()))
+            .collect();
+        for (task, interrupt) in long {
+            if task.has_signal() {
+                interrupt.raise();
+            }
+        }
+    }
+}
