@@ -8,13 +8,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use veduta_api::Result;
 use veduta_trace::stop::{Attached, Stopped};
-use veduta_trace::{Listener, Notification};
+use veduta_trace::{Listener, Notification, Task};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::calls::{self, Level};
@@ -70,8 +70,7 @@ pub(crate) fn to_mounted(
     let attached = attach_all();
     view.all_asked_to_stop.store(true, Ordering::Release);
     give()?;
-    let mut stopped: Vec<Stopped> =
-        attached.into_iter().filter_map(|attached| attached.wait().ok()).collect();
+    let (mut stopped, waiting) = all_that_stand(attached);
     let old = std::mem::take(&mut *view.sources.lock());
     view.set_level(Level::Mounted);
     crate::loops::install(view);
@@ -79,17 +78,34 @@ pub(crate) fn to_mounted(
         source.retire();
     }
     let program = calls::filter(Level::Mounted, view.is_root && !view.all_root);
-    let mut failed = Vec::new();
-    for task in &mut stopped {
-        match install(task, &program) {
-            Ok(listener) => Source::start(view, Listener::new(listener)),
-            Err(errno) => failed.push((task.tid(), errno)),
-        }
-    }
-    for (tid, errno) in failed {
-        tracing::error!("process {tid} does not see the mounts: {}", errno.desc());
+    let larger = |task: &mut Stopped| match install(task, &program) {
+        Ok(listener) => Source::start(view, Listener::new(listener)),
+        Err(errno) => tracing::error!("process {} does not see the mounts: {}", task.tid(), errno.desc()),
+    };
+    stopped.iter_mut().for_each(larger);
+    drop(stopped);
+    // Those that waited for a child's execve stop when they come back.
+    for mut task in waiting.into_iter().filter_map(|attached| attached.wait().ok()) {
+        larger(&mut task);
     }
     Ok(())
+}
+
+/// Waits for those that were asked to stop. A process that is in `vfork(2)` does not before its child has run a program, which the
+/// child, standing still, does not either: such processes are left for later.
+fn all_that_stand(mut attached: Vec<Attached>) -> (Vec<Stopped>, Vec<Attached>) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (mut stopped, since) = (Vec::new(), Instant::now());
+    loop {
+        let (ready, waiting): (Vec<_>, Vec<_>) = attached.into_iter().partition(Attached::stands);
+        stopped.extend(ready.into_iter().filter_map(|attached| attached.wait().ok()));
+        let waits = |attached: &Attached| Task(attached.tid()).is_in_vfork();
+        if waiting.iter().all(waits) || since.elapsed() > PATIENCE {
+            return (stopped, waiting);
+        }
+        attached = waiting;
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.
@@ -113,6 +129,8 @@ fn attach_all() -> Vec<Attached> {
                 match Attached::new(pid) {
                     Ok(task) => attached.push(task),
                     Err(Errno::ESRCH) => {}
+                    // One that is about to end cannot be stopped either.
+                    Err(Errno::EPERM) if ends(pid) => {}
                     Err(errno) => tracing::warn!("process {pid} cannot be stopped: {}", errno.desc()),
                 }
             }
@@ -121,6 +139,11 @@ fn attach_all() -> Vec<Attached> {
             return attached;
         }
     }
+}
+
+fn ends(pid: Pid) -> bool {
+    std::thread::sleep(Duration::from_millis(1));
+    Standing::of(&pid.to_string()).is_none()
 }
 
 /// The processes of the view: our descendants, but not what a driver started (`ssh`).

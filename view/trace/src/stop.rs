@@ -168,6 +168,14 @@ impl Attached {
         self.tid
     }
 
+    /// Whether it has stopped, or ended: [`wait`](Self::wait) will not take long.
+    pub fn stands(&self) -> bool {
+        let flags =
+            WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(self.tid), flags | WaitPidFlag::__WALL);
+        !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
+    }
+
     /// Waits until it stands. `ESRCH` if it died.
     pub fn wait(self) -> Result<Stopped> {
         let leader = Task(self.tid).leader()?;

@@ -135,6 +135,18 @@ impl Task {
         u32::from_str_radix(field.trim(), 8).map_err(|_| Errno::ESRCH)
     }
 
+    /// Whether it waits in the kernel for a child that it made by `vfork(2)`, or in another way that blocks it.
+    pub fn is_in_vfork(self) -> bool {
+        let makes = |number: i64| {
+            let vfork = cfg!(target_arch = "x86_64").then_some(58);
+            vfork == Some(number) || [nix::libc::SYS_clone, nix::libc::SYS_clone3].contains(&number)
+        };
+        let sleeps =
+            self.status().is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tD")));
+        let call = std::fs::read_to_string(format!("/proc/{}/syscall", self.0)).unwrap_or_default();
+        sleeps && call.split(' ').next().and_then(|number| number.parse().ok()).is_some_and(makes)
+    }
+
     /// How many seccomp filters it has; before Linux 5.9, whether it has any.
     pub fn filters(self) -> Result<u32> {
         let number = |name| self.status_field(name).map(|count| count as u32);
