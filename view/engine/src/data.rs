@@ -205,6 +205,9 @@ fn read(call: &Call<'_>, stand_in: &StandIn, fd: &OwnedFd, parts: Segments, at: 
     if turn.is_some() {
         lseek(fd, (start + done) as i64, Whence::SeekSet)?;
     }
+    if done > 0 {
+        call.view.watches.read(&stand_in.node);
+    }
     Ok(Answer::Value(done as i64))
 }
 
@@ -261,6 +264,9 @@ fn write(
         lseek(fd, (start + done) as i64, Whence::SeekSet)?;
     }
     drop(turn);
+    if done > 0 {
+        call.view.watches.modified(&stand_in.node);
+    }
     if flags.contains(OFlag::O_DSYNC) || rwf & (RWF_DSYNC | RWF_SYNC) != 0 {
         let data_only = !flags.contains(OFlag::O_SYNC) && rwf & RWF_SYNC == 0;
         let file = stand_in.file(true)?;
@@ -336,6 +342,7 @@ fn allocate(call: &Call<'_>, stand_in: &StandIn, fd: &OwnedFd) -> Outcome {
     let file = stand_in.file(true)?;
     guarded(|| file.allocate(how, offset as u64, len as u64))?;
     stand_in.changed_beneath(how, offset as u64, len as u64)?;
+    call.view.watches.modified(&stand_in.node);
     attr(stand_in)?;
     DONE
 }
@@ -467,7 +474,7 @@ fn sendfile(call: &Call<'_>) -> Outcome {
         None => End::Host(crate::serve::descriptor(call.task, out as i32)?.into()),
     };
     let mut offset = if offset_at == 0 { None } else { Some(call.task.read_u64(offset_at)?) };
-    let moved = transfer(&from, &mut offset, &to, &mut None, count.min(MAX_COUNT))?;
+    let moved = transfer(call, &from, &mut offset, &to, &mut None, count.min(MAX_COUNT))?;
     if let Some(offset) = offset {
         call.task.write(offset_at, &offset.to_ne_bytes())?;
     }
@@ -525,6 +532,7 @@ impl End {
 
 /// Moves bytes; short if the source ends, or if the target takes no more for now.
 fn transfer(
+    call: &Call<'_>,
     from: &End,
     from_at: &mut Option<u64>,
     to: &End,
@@ -542,6 +550,12 @@ fn transfer(
         };
         if got == 0 {
             break;
+        }
+        if let End::Virtual(source, _) = from {
+            call.view.watches.read(&source.node);
+        }
+        if let End::Virtual(target, _) = to {
+            call.view.watches.modified(&target.node);
         }
         let mut done = 0;
         while done < got {
@@ -604,6 +618,7 @@ fn copy_range(call: &Call<'_>) -> Outcome {
         return Err(Errno::EINVAL);
     }
     let moved = transfer(
+        call,
         &End::Virtual(Arc::clone(&source), from_fd.try_clone().map_err(crate::standin::errno)?),
         &mut Some(from),
         &End::Virtual(Arc::clone(&target), to_fd.try_clone().map_err(crate::standin::errno)?),
@@ -664,9 +679,9 @@ fn splice(call: &Call<'_>) -> Outcome {
     let mut offset = if at == 0 { None } else { Some(offset(call.task.read_u64(at)?)?) };
     let (file, pipe) = (End::Virtual(stand_in, fd), End::Host(pipe.into()));
     let moved = if reads {
-        transfer(&file, &mut offset, &pipe, &mut None, len.min(most))?
+        transfer(call, &file, &mut offset, &pipe, &mut None, len.min(most))?
     } else {
-        transfer(&pipe, &mut None, &file, &mut offset, len.min(most))?
+        transfer(call, &pipe, &mut None, &file, &mut offset, len.min(most))?
     };
     if let Some(offset) = offset {
         call.task.write(at, &offset.to_ne_bytes())?;

@@ -1,14 +1,12 @@
 //! Calls that take paths, other than those that open and run.
 
 use std::ffi::OsStr;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use veduta_api::{Attr, Device, Kind, Perm, RenameFlags, Result, SetAttr, SetTime, Timestamp, XattrMode};
-use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, DONE, Outcome, Target};
 use crate::identity::{EXECUTE, READ, WRITE};
@@ -119,8 +117,14 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         }
         "inotify_add_watch" => {
             const DONT_FOLLOW: u64 = 0x0200_0000;
-            on_node(call, CWD, args[1], args[2] & DONT_FOLLOW == 0, false, |place| watch(call, place))
+            on_node(call, CWD, args[1], args[2] & DONT_FOLLOW == 0, false, |place| {
+                let (node, attr) = node(place)?;
+                crate::inotify::add(call, node, attr.kind, place)
+            })
         }
+        // Marks are made on what the kernel finds, and it would find something else.
+        "fanotify_mark" if args[4] == 0 => Ok(Answer::GoOn),
+        "fanotify_mark" => on_node(call, args[3], args[4], true, false, |_| Err(Errno::EOPNOTSUPP)),
         "bind" | "connect" => crate::sockets::serve(call, name),
         _ => Ok(Answer::GoOn),
     }
@@ -319,6 +323,7 @@ fn make(call: &Call<'_>, dirfd: u64, path: u64, kind: Kind, mode: u32, device: u
         Kind::Directory => directory.tree().mkdir(directory.ino, name, &new),
         _ => directory.tree().mknod(directory.ino, name, &new),
     })?;
+    call.view.watches.made(directory, name, kind);
     drop(Node::child(directory, name, &entry));
     DONE
 }
@@ -384,6 +389,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
         (false, Kind::Directory) => Err(Errno::EISDIR),
         (false, _) => guarded(|| directory.tree().unlink(directory.ino, name)),
     }?;
+    call.view.watches.removed(directory, name, attr.kind);
     DONE
 }
 
@@ -471,6 +477,7 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     }
     let (name, new_name) = (OsStr::from_bytes(&old.name), OsStr::from_bytes(&new.name));
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
+    call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
     if let (true, Some(Place::Tree(target, _))) = (flags.exchange, &new.place) {
         tell_moved(call, target, from_dir, name);
@@ -576,6 +583,7 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
     check_name(directory, &new.name)?;
     let name = OsStr::from_bytes(&new.name);
     let entry = guarded(|| directory.tree().link(source.ino, directory.ino, name))?;
+    call.view.watches.linked(source, directory, name);
     drop(Node::child(directory, name, &entry));
     DONE
 }
@@ -595,6 +603,7 @@ fn symlink(call: &Call<'_>, target: u64, dirfd: u64, path: u64) -> Outcome {
     let new = crate::open::new_node(call, above, Kind::Symlink, 0o777, Device::default())?;
     let name = OsStr::from_bytes(&found.name);
     let entry = guarded(|| directory.tree().symlink(directory.ino, name, OsStr::from_bytes(&target), &new))?;
+    call.view.watches.made(directory, name, Kind::Symlink);
     drop(Node::child(directory, name, &entry));
     DONE
 }
@@ -610,6 +619,7 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
         call.identity.may_change(attr, &mut changes)?;
     }
     guarded(|| node.tree().setattr(node.ino, &changes))?;
+    call.view.watches.changed(node, &changes);
     DONE
 }
 
@@ -710,6 +720,7 @@ pub(crate) fn resize(
     }
     let changes = SetAttr { size: Some(size), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
     guarded(|| node.tree().setattr(node.ino, &changes))?;
+    call.view.watches.modified(node);
     let known = call.view.stand_ins.known(node.mount.id, node.ino);
     if let Some(stand_in) = stand_in.or(known.as_deref()) {
         stand_in.set_size(size);
@@ -781,21 +792,6 @@ fn chroot(call: &Call<'_>) -> Outcome {
     call.view.roots.lock().set(call.task, place.path());
     call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
     DONE
-}
-
-/// `inotify_add_watch`: what a bind shows is watched where it is.
-fn watch(call: &Call<'_>, place: &Place) -> Outcome {
-    let (node, _) = node(place)?;
-    let path = node.shows().filter(|_| node.mount.of_host);
-    // There is nothing that would wake the watcher of another tree: said, rather than never waking it.
-    let path = path.ok_or(Errno::ENOSPC)?;
-    call.may(place, READ)?;
-    let path = std::ffi::CString::new(shown(&path)).map_err(|_| Errno::EINVAL)?;
-    let fd = crate::serve::descriptor(call.task, call.int(0)).map_err(|_| Errno::EBADF)?;
-    let mut arguments =
-        [Argument::Value(fd.as_raw_fd() as u64), Argument::Path(&path), Argument::Value(call.args[2])];
-    let number = crate::host::as_caller(call, || raw::call(call.number, &mut arguments))?;
-    Ok(Answer::Value(number))
 }
 
 fn getcwd(call: &Call<'_>) -> Outcome {
@@ -880,10 +876,12 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
             let mut value = vec![0; size];
             call.task.read(args[1], &mut value)?;
             guarded(|| node.tree().setxattr(node.ino, key, &value, mode))?;
+            call.view.watches.attributes(node);
             DONE
         }
         _ => {
             guarded(|| node.tree().removexattr(node.ino, key))?;
+            call.view.watches.attributes(node);
             DONE
         }
     }

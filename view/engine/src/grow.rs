@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -100,13 +100,14 @@ pub(crate) fn to_mounted(
 }
 
 /// Waits until all stand, but for parents that wait in `vfork(2)`: they make no call before their child, which stands, has
-/// gone on.
+/// gone on. Nor is anybody waited for forever who hangs in the kernel.
 fn settle(mut attached: Vec<Attached>) -> (Vec<Stopped>, Vec<Attached>) {
-    let mut stopped = Vec::new();
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let (mut stopped, since) = (Vec::new(), Instant::now());
     loop {
         let (ready, waiting): (Vec<_>, Vec<_>) = attached.into_iter().partition(Attached::is_ready);
         stopped.extend(ready.into_iter().filter_map(|attached| attached.wait().ok()));
-        if waiting.iter().all(Attached::waits_for_child) {
+        if waiting.iter().all(Attached::waits_for_child) || since.elapsed() > PATIENCE {
             return (stopped, waiting);
         }
         attached = waiting;

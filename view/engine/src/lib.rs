@@ -13,7 +13,7 @@
 //!
 //! A view is a convenience, not a jail: a call that is left to the kernel has its path read again there. Processes that the
 //! kernel's `chroot(2)` has moved see the view through their new root only as far as the kernel shows it.
-//! `inotify(7)` on virtual trees other than binds, and `execve` of virtual programs by a process that a debugger traces, are refused.
+//! `execve` of virtual programs by a process that a debugger traces is refused.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod files;
 mod grow;
 mod host;
 mod identity;
+mod inotify;
 mod loops;
 mod mounting;
 mod mounts;

@@ -118,6 +118,19 @@ impl Node {
         }
     }
 
+    /// The path from the root of the mount on: empty, or with a slash in front.
+    pub(crate) fn path_in_mount(&self) -> Vec<u8> {
+        match &*self.way.read() {
+            Some((parent, name)) if parent.mount.id == self.mount.id => {
+                let mut path = parent.path_in_mount();
+                path.push(b'/');
+                path.extend_from_slice(name.as_bytes());
+                path
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// It was renamed.
     pub(crate) fn moved(&self, parent: &Arc<Node>, name: &OsStr) {
         *self.way.write() = Some((Arc::clone(parent), name.to_owned()));

@@ -230,6 +230,7 @@ pub(crate) fn existing(
     if truncates && attr.kind == Kind::File && attr.size > 0 {
         let changes = SetAttr { size: Some(0), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
         guarded(|| node.tree().setattr(node.ino, &changes))?;
+        call.view.watches.modified(node);
         size = 0;
     }
     if attr.kind == Kind::File && !only_path {
@@ -240,9 +241,14 @@ pub(crate) fn existing(
     stand_in(call, node, attr, size, flags, None)
 }
 
+/// Whether files of the host that a driver has are handed to processes.
+fn hands_out(call: &Call<'_>, node: &Node) -> bool {
+    node.mount.facts.backing && !call.view.only_emulated && !call.view.watches.sees(node)
+}
+
 /// A descriptor of the host that a file has.
 fn backing(call: &Call<'_>, node: &Arc<Node>, wanted: OpenFlags, flags: OFlag) -> Result<Option<OwnedFd>> {
-    if !node.mount.facts.backing || call.view.only_emulated {
+    if !hands_out(call, node) {
         return Ok(None);
     }
     let file = guarded(|| node.tree().open(node.ino, wanted))?;
@@ -255,7 +261,7 @@ fn share_backing(
     file: &dyn File,
     flags: OFlag,
 ) -> Result<Option<OwnedFd>> {
-    if !node.mount.facts.backing || call.view.only_emulated {
+    if !hands_out(call, node) {
         return Ok(None);
     }
     let Some(fd) = guarded(|| Ok(file.backing().map(|fd| fd.try_clone_to_owned())))? else { return Ok(None) };
@@ -295,6 +301,9 @@ fn stand_in(
     if attr.perm.bits() & 0o6000 != 0 && !call.identity.is_root() {
         stand_in.set_id.store(true, Ordering::Relaxed);
     }
+    if !flags.contains(OFlag::O_PATH) {
+        call.view.watches.opened(&stand_in, driver_flags(flags).write);
+    }
     Ok(answer(stand_in.open(flags)?, flags))
 }
 
@@ -333,6 +342,7 @@ fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
                 }
                 done => done?,
             };
+            call.view.watches.made(directory, name, Kind::File);
             let node = Node::child(directory, name, &entry);
             made(call, &node, &entry.attr, file, flags)
         }
@@ -341,7 +351,7 @@ fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
 
 /// The answer for a file that was just made; its permissions do not bind its maker.
 fn made(call: &Call<'_>, node: &Arc<Node>, attr: &Attr, file: Arc<dyn File>, flags: OFlag) -> Outcome {
-    if node.mount.facts.backing && !call.view.only_emulated {
+    if hands_out(call, node) {
         // The driver's own descriptor can do both; the caller asked for what the flags say.
         let access = flags.bits() & libc::O_ACCMODE;
         let opened = if access == libc::O_RDWR {

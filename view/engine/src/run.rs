@@ -83,6 +83,10 @@ fn wait_for_engine(engine: Pid) -> ExitCode {
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == engine => {
                     eprintln!("veduta: the engine was ended by {signal}; its processes are ended too");
                     end_descendants();
+                    if let Ok(home) = home() {
+                        let _ =
+                            std::fs::remove_dir_all(crate::inotify::folder(&home, engine.as_raw() as u32));
+                    }
                     return ExitCode::from(128_u8.saturating_add(signal as u8));
                 }
                 Ok(WaitStatus::StillAlive) | Err(_) => break,
@@ -172,6 +176,7 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         crate::loops::install(&view);
     }
     let result = serve_all(&view, settings, &signals);
+    view.watches.clear();
     view.stand_ins.collect(None, 0);
     for failure in view.unmount_all() {
         eprintln!("veduta: {failure}");

@@ -98,6 +98,8 @@ pub(crate) struct View {
     pub tracing: AtomicBool,
     /// How calls are caught, once that is known.
     pub mechanism: OnceLock<Mechanism>,
+    /// Shadows of what is watched.
+    pub watches: crate::inotify::Watches,
     /// Files that have descriptors of the host are served by the engine all the same: for tests.
     pub only_emulated: bool,
 }
@@ -131,6 +133,7 @@ impl View {
             trace: Mutex::default(),
             tracing: AtomicBool::new(false),
             mechanism: OnceLock::new(),
+            watches: crate::inotify::Watches::default(),
             only_emulated: std::env::var_os("VEDUTA_PLANE").is_some_and(|plane| plane == "emulated"),
         }
     }
