@@ -10,6 +10,7 @@ use veduta_api::{Attr, Result};
 use veduta_trace::Task;
 use veduta_trace::raw::{self, Argument};
 
+use crate::calls::Level;
 use crate::identity::Identity;
 use crate::mounts::Table;
 use crate::standin::StandIn;
@@ -33,8 +34,19 @@ pub(crate) enum Answer {
     Chdir(OwnedFd),
     /// The task runs a program.
     Exec(Box<crate::exec::Plan>),
-    /// The view must catch more before the task makes another call. This one returns the value, or is served by the kernel.
-    Grow(Option<i64>),
+    /// The view must catch more before the task makes another call.
+    Grow(Level, Meanwhile),
+}
+
+/// What becomes of a call that has the view grow.
+#[derive(Clone, Copy)]
+pub(crate) enum Meanwhile {
+    /// The kernel serves it.
+    GoOn,
+    /// It returns this.
+    Value(i64),
+    /// It is made again afterwards.
+    Again,
 }
 
 /// The outcome of a handler.

@@ -4,6 +4,8 @@
 //! Unknown numbers do not exist in a view (`ENOSYS`), so a new kernel's new call cannot escape in silence. A new one becomes a
 //! line here, which is a decision.
 
+use std::sync::LazyLock;
+
 use nix::errno::Errno;
 use veduta_trace::{Program, Rule, Test, Verdict};
 
@@ -21,7 +23,7 @@ pub enum Family {
     Exec,
     /// Takes a path. Caught once something is mounted.
     Path,
-    /// Takes a descriptor that may stand for a virtual file. Caught once something is mounted.
+    /// Takes a descriptor that may stand for a virtual file. Caught once there is such a descriptor.
     File,
     /// Says who the caller is: mount(8) must believe that it may. Caught once something is mounted, and not for root.
     Identity,
@@ -76,8 +78,10 @@ impl Row {
 pub enum Level {
     /// Nothing is mounted.
     Idle,
-    /// Something is.
+    /// Something is: paths are caught.
     Mounted,
+    /// Somebody has a descriptor of a file or directory that the engine serves: calls on descriptors are caught.
+    Files,
 }
 
 /// The number of a call that no kernel has: how our own programs talk to the engine of the view that they run in.
@@ -85,6 +89,10 @@ pub const CONTROL: u32 = 0x7ed0;
 
 /// `prctl` operation.
 const PR_SET_DUMPABLE: u32 = 4;
+/// Requests of `ptrace(2)` that make a tracer.
+const PTRACE_TRACEME: u32 = 0;
+const PTRACE_ATTACH: u32 = 16;
+const PTRACE_SEIZE: u32 = 0x4206;
 const MAP_ANONYMOUS: u32 = 0x20;
 const SEEK_END: u32 = 2;
 
@@ -105,7 +113,12 @@ fn rule(row: &Row, level: Level, is_root: bool) -> Option<Rule> {
         Passed => false,
         Refused => return Some(Rule::new(number, Verdict::Fail(Errno::ENOSYS))),
         Mount | Exec => true,
-        Path | File | Task => level >= Level::Mounted,
+        // Concerns what is mounted, whether or not it is open.
+        File if row.name == "sync" => level >= Level::Mounted,
+        // Before somebody is traced, the view grows for the last time. What one filter catches, the larger ones must.
+        Task if row.name == "ptrace" => true,
+        Path | Task => level >= Level::Mounted,
+        File => level >= Level::Files,
         Identity => level >= Level::Mounted && !is_root,
     };
     is_caught.then(|| Rule { number, tests: tests(row.name), verdict: Verdict::Notify })
@@ -115,6 +128,7 @@ fn rule(row: &Row, level: Level, is_root: bool) -> Option<Rule> {
 fn tests(name: &str) -> Vec<Test> {
     match name {
         "prctl" => vec![Test::Is(0, PR_SET_DUMPABLE)],
+        "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
         // SEEK_SET and SEEK_CUR are right on what stands for a file; its size may not be.
         "lseek" => vec![Test::AtLeast(2, SEEK_END)],
@@ -132,7 +146,16 @@ fn tests(name: &str) -> Vec<Test> {
 
 /// The call of a number, on this architecture.
 pub(crate) fn by_number(number: u32) -> Option<&'static Row> {
-    CALLS.iter().find(|row| row.number() == Some(number))
+    static ROWS: LazyLock<Vec<Option<&Row>>> = LazyLock::new(|| {
+        let mut rows = vec![None; limit() as usize];
+        for row in CALLS {
+            if let Some(place) = row.number().and_then(|number| rows.get_mut(number as usize)) {
+                *place = Some(row);
+            }
+        }
+        rows
+    });
+    ROWS.get(number as usize).copied().flatten()
 }
 
 /// All calls, in the order of x86_64.
@@ -189,8 +212,8 @@ pub const CALLS: &[Row] = &[
     row("shutdown", Some(48), Some(210), Passed),
     row("bind", Some(49), Some(200), Path),
     row("listen", Some(50), Some(201), Passed),
-    row("getsockname", Some(51), Some(204), File),
-    row("getpeername", Some(52), Some(205), File),
+    row("getsockname", Some(51), Some(204), Passed),
+    row("getpeername", Some(52), Some(205), Passed),
     row("socketpair", Some(53), Some(199), Passed),
     row("setsockopt", Some(54), Some(208), Passed),
     row("getsockopt", Some(55), Some(209), Passed),
@@ -239,7 +262,7 @@ pub const CALLS: &[Row] = &[
     row("getrusage", Some(98), Some(165), Passed),
     row("sysinfo", Some(99), Some(179), Passed),
     row("times", Some(100), Some(153), Passed),
-    row("ptrace", Some(101), Some(117), Passed),
+    row("ptrace", Some(101), Some(117), Task),
     row("getuid", Some(102), Some(174), Identity),
     row("syslog", Some(103), Some(116), Passed),
     row("getgid", Some(104), Some(176), Identity),

@@ -7,16 +7,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use veduta_api::Result;
 use veduta_trace::stop::{Attached, Stopped};
-use veduta_trace::{Listener, Notification};
+use veduta_trace::{Listener, Task};
 
-use crate::call::{Answer, Call, Outcome};
+use crate::call::{Answer, Call, Meanwhile, Outcome};
 use crate::calls::{self, Level};
 use crate::serve::Source;
 use crate::view::View;
@@ -36,62 +35,64 @@ pub(crate) fn before_exec(call: &Call<'_>, name: &str) -> Outcome {
     if !mounts || (path.starts_with(b"/") && !exists()) {
         return Ok(Answer::GoOn);
     }
-    Ok(Answer::Grow(None))
+    Ok(Answer::Grow(Level::Mounted, Meanwhile::GoOn))
 }
 
-/// Has the view catch all that a view with mounts must. The caller's own call is answered with `answer` in the middle.
+/// Has the view catch all of a level. The call of `tid` is answered by `give` in the middle; `give` is told whether the task
+/// is about to stop.
 ///
 /// Two may ask for it at one time, and the first waits until the other's process stands still, which it does only when its
 /// call has been answered. So the second does not wait for the first one's end, but until the first has asked all
 /// processes to stop: then it answers, and its process gets the larger filter before it can make another call.
-pub(crate) fn to_mounted(
-    view: &Arc<View>,
-    source: &Source,
-    notification: &Notification,
-    answer: Option<i64>,
-) -> Result<()> {
-    let give = || match answer {
-        Some(value) => source.with(|listener| listener.value(notification.id, value)),
-        None => source.with(|listener| listener.go_on(notification.id)),
-    };
-    let _growing = loop {
+pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -> Result<()>) -> Result<()> {
+    let growing = loop {
         if let Some(guard) = view.growing.try_lock() {
             break guard;
         }
-        if view.all_asked_to_stop.load(Ordering::Acquire) {
-            return give();
+        // A process that was just made may have been overlooked, and is found before the end.
+        if *view.coming.lock() >= level && is_attached(tid) {
+            return give(true);
         }
         std::thread::sleep(Duration::from_micros(200));
     };
-    if view.level() == Level::Mounted {
-        return give();
+    if view.level() >= level {
+        return give(false);
     }
     let _stopping = view.stopping.read();
-    let attached = attach_all();
-    view.all_asked_to_stop.store(true, Ordering::Release);
-    give()?;
-    let (stopped, mut parents) = settle(attached);
+    let mut known = HashSet::new();
+    let attached = attach_all(&mut known);
+    *view.coming.lock() = level;
+    give(true)?;
+    let (mut stopped, mut parents) = settle(attached, &mut known);
     let old = std::mem::take(&mut *view.sources.lock());
-    view.set_level(Level::Mounted);
-    crate::loops::install(view);
+    let was_idle = view.level() == Level::Idle;
+    view.set_level(level);
+    if was_idle {
+        crate::loops::install(view);
+    }
     for source in &old {
         source.retire();
     }
-    let program = calls::filter(Level::Mounted, view.is_root && !view.all_root);
-    let equip = |task: &mut Stopped| match install(task, &program) {
+    let equip = |task: &mut Stopped| match install(task, &filter(view)) {
         Ok(listener) => Source::start(view, Listener::new(listener)),
         Err(errno) => {
             tracing::error!("process {} does not see the mounts: {}", task.tid(), errno.desc());
         }
     };
-    let mut stopped = stopped;
-    stopped.iter_mut().for_each(equip);
-    // The children of those that are still waited for go on.
+    // A filter is added to all threads of a process at once.
+    let mut equipped = HashSet::new();
+    stopped.iter_mut().filter(|task| equipped.insert(task.leader())).for_each(equip);
+    // The children of those that are still waited for go on, and may have the view grow further.
     drop(stopped);
+    drop(growing);
     while !parents.is_empty() {
         let (ready, waiting): (Vec<_>, Vec<_>) = parents.into_iter().partition(Attached::is_ready);
         for mut task in ready.into_iter().filter_map(|attached| attached.wait().ok()) {
-            equip(&mut task);
+            // Who grows further meanwhile cannot attach a task that is attached here.
+            let _growing = view.growing.lock();
+            if equipped.insert(task.leader()) {
+                equip(&mut task);
+            }
         }
         parents = waiting;
         std::thread::sleep(Duration::from_micros(100));
@@ -101,18 +102,30 @@ pub(crate) fn to_mounted(
 
 /// Waits until all stand, but for parents that wait in `vfork(2)`: they make no call before their child, which stands, has
 /// gone on. Nor is anybody waited for forever who hangs in the kernel.
-fn settle(mut attached: Vec<Attached>) -> (Vec<Stopped>, Vec<Attached>) {
+fn settle(mut attached: Vec<Attached>, known: &mut HashSet<Pid>) -> (Vec<Stopped>, Vec<Attached>) {
     const PATIENCE: Duration = Duration::from_secs(5);
     let (mut stopped, since) = (Vec::new(), Instant::now());
     loop {
         let (ready, waiting): (Vec<_>, Vec<_>) = attached.into_iter().partition(Attached::is_ready);
         stopped.extend(ready.into_iter().filter_map(|attached| attached.wait().ok()));
-        if waiting.iter().all(Attached::waits_for_child) || since.elapsed() > PATIENCE {
-            return (stopped, waiting);
-        }
+        // execve(2) of a thread waits until its tracer has heard of the end of all others.
+        stopped.retain_mut(Stopped::is_still_there);
         attached = waiting;
+        if attached.iter().all(Attached::waits_for_child) || since.elapsed() > PATIENCE {
+            // A fork that had begun when its process was asked to stop is completed first.
+            let late = attach_all(known);
+            if late.is_empty() {
+                return (stopped, attached);
+            }
+            attached.extend(late);
+        }
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+/// What is caught.
+pub(crate) fn filter(view: &View) -> veduta_trace::Program {
+    calls::filter(view.level(), view.is_root && !view.all_root)
 }
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.
@@ -126,17 +139,25 @@ fn install(task: &mut Stopped, program: &veduta_trace::Program) -> Result<std::o
     Err(Errno::EBUSY)
 }
 
-/// Asks all processes of the view to stop. A process that forks meanwhile has its child found in the next round.
-fn attach_all() -> Vec<Attached> {
-    let (mut attached, mut known) = (Vec::new(), HashSet::new());
+/// Whether a task was asked to stop by us.
+fn is_attached(tid: Pid) -> bool {
+    Standing::of(&tid.to_string()).is_some_and(|standing| standing.is_traced_by_us())
+}
+
+/// Asks all tasks of the view to stop that are not known yet. One that forks meanwhile has its child found in the next round.
+fn attach_all(known: &mut HashSet<Pid>) -> Vec<Attached> {
+    let mut attached = Vec::new();
     loop {
         let before = known.len();
         for pid in processes() {
-            if known.insert(pid) {
-                match Attached::new(pid) {
+            for tid in Task(pid).threads() {
+                if !known.insert(tid) {
+                    continue;
+                }
+                match Attached::one_of_all(tid) {
                     Ok(task) => attached.push(task),
                     Err(Errno::ESRCH) => {}
-                    Err(errno) => tracing::warn!("process {pid} cannot be stopped: {}", errno.desc()),
+                    Err(errno) => tracing::warn!("process {tid} cannot be stopped: {}", errno.desc()),
                 }
             }
         }
@@ -157,7 +178,7 @@ pub(crate) fn processes() -> Vec<Pid> {
             let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
             open.extend(children.split_whitespace().map(str::to_owned));
         }
-        if Standing::of(&pid).is_some_and(|it| it.filters > own.filters || it.tracer == std::process::id()) {
+        if Standing::of(&pid).is_some_and(|it| it.filters > own.filters || it.is_traced_by_us()) {
             found.extend(pid.parse().ok().map(Pid::from_raw));
         }
     }
@@ -173,6 +194,11 @@ struct Standing {
 }
 
 impl Standing {
+    /// Whether its tracer is one of our threads.
+    fn is_traced_by_us(&self) -> bool {
+        self.tracer != 0 && std::path::Path::new(&format!("/proc/self/task/{}", self.tracer)).exists()
+    }
+
     /// `None` for a process that has ended.
     fn of(pid: &str) -> Option<Self> {
         Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/status")).ok()?))

@@ -73,7 +73,11 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     match name {
         "mount" => {
             mount(call)?;
-            if call.view.level() == Level::Idle { Ok(Answer::Grow(Some(0))) } else { DONE }
+            if call.view.level() == Level::Idle {
+                Ok(Answer::Grow(Level::Mounted, crate::call::Meanwhile::Value(0)))
+            } else {
+                DONE
+            }
         }
         "umount2" => umount(call),
         "pivot_root" => Ok(Answer::GoOn),

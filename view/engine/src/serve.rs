@@ -23,7 +23,7 @@ use veduta_trace::spawn::{Command, spawn};
 use veduta_trace::stop::{Attached, RESTART};
 use veduta_trace::{Listener, Notification, Refusal, Task, raw};
 
-use crate::call::{Answer, Call, Outcome};
+use crate::call::{Answer, Call, Meanwhile, Outcome};
 use crate::calls::{self, Family, Level};
 use crate::identity::Identity;
 use crate::node::caught;
@@ -160,7 +160,7 @@ impl Source {
     fn answer(&self, view: &Arc<View>, notification: &Notification) {
         let task = Task(notification.tid);
         let outcome = decide(view, notification);
-        if matches!(outcome, Ok(Answer::Chdir(_) | Answer::Exec(_) | Answer::Grow(_))) {
+        if matches!(outcome, Ok(Answer::Chdir(_) | Answer::Exec(_) | Answer::Grow(..))) {
             // The task is waited for.
             stand_aside();
         }
@@ -169,11 +169,25 @@ impl Source {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
             Ok(Answer::Value(value)) => self.with(|listener| listener.value(id, value)),
             Ok(Answer::Fd { fd, close_on_exec }) => {
-                self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop)
+                let give =
+                    |_| self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop);
+                if view.level() < Level::Files && !view.stand_ins.is_empty() {
+                    stand_aside();
+                    crate::grow::to(view, Level::Files, task.0, give)
+                } else {
+                    give(false)
+                }
             }
             Ok(Answer::Chdir(fd)) => self.chdir(view, notification, &fd),
             Ok(Answer::Exec(plan)) => self.exec(view, notification, &plan),
-            Ok(Answer::Grow(value)) => crate::grow::to_mounted(view, self, notification, value),
+            Ok(Answer::Grow(level, meanwhile)) => {
+                crate::grow::to(view, level, task.0, |stops| match meanwhile {
+                    // The kernel makes a call again only for who is about to stop.
+                    Meanwhile::Again if stops => self.fail(id, RESTART),
+                    Meanwhile::GoOn | Meanwhile::Again => self.with(|listener| listener.go_on(id)),
+                    Meanwhile::Value(value) => self.with(|listener| listener.value(id, value)),
+                })
+            }
             Err(errno) => self.fail(id, errno as i32),
         };
         match sent {
@@ -275,6 +289,15 @@ fn dispatch(call: &Call<'_>) -> Outcome {
         Family::Path => crate::files::serve(call, row.name),
         Family::File => crate::data::serve(call, row.name),
         Family::Identity => crate::proc::identity(call, row.name),
+        // What is traced by somebody else cannot be given a larger filter later, and as long as we trace it nobody else can.
+        Family::Task if row.name == "ptrace" && call.view.level() < Level::Files => {
+            Ok(Answer::Grow(Level::Files, Meanwhile::Again))
+        }
+        Family::Task if row.name == "ptrace" => {
+            // Until all that were attached for it have been let go.
+            drop(call.view.growing.lock());
+            Ok(Answer::GoOn)
+        }
         // prctl(PR_SET_DUMPABLE): a task that cannot be looked into cannot be served. Said to have been done, which is not
         // the whole truth, but no other user can look into it either.
         Family::Task => Ok(if call.args[1] == 1 { Answer::GoOn } else { Answer::Value(0) }),
@@ -299,8 +322,12 @@ fn report(view: &View, call: &Call<'_>, outcome: &Outcome) {
         Ok(Answer::Fd { .. }) => "= descriptor".into(),
         Ok(Answer::Chdir(_)) => "= into a virtual directory".into(),
         Ok(Answer::Exec(_)) => "= a virtual program".into(),
-        Ok(Answer::Grow(None)) => "host; from now on all that concerns mounts is caught".into(),
-        Ok(Answer::Grow(Some(value))) => format!("= {value}; from now on all that concerns mounts is caught"),
+        Ok(Answer::Grow(_, Meanwhile::GoOn | Meanwhile::Again)) => {
+            "host; from now on all that concerns mounts is caught".into()
+        }
+        Ok(Answer::Grow(_, Meanwhile::Value(value))) => {
+            format!("= {value}; from now on all that concerns mounts is caught")
+        }
         Err(errno) => format!("= -1 {errno:?}"),
     };
     // One write, so that lines of several threads do not mix.

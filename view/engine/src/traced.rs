@@ -21,8 +21,9 @@ use veduta_api::Result;
 use veduta_trace::spawn::Command;
 use veduta_trace::{Happening, Notification, Refusal, Tracer, raw};
 
-use crate::call::{Answer, Outcome};
-use crate::calls::{self, Level};
+use crate::call::{Answer, Meanwhile, Outcome};
+use crate::calls::Level;
+use crate::grow::filter;
 use crate::trap::Trap;
 use crate::view::View;
 
@@ -79,12 +80,11 @@ pub(crate) struct Traced(Tracer);
 impl Traced {
     /// By seccomp stops, or at every call.
     pub(crate) fn new(view: &View, every_call: bool) -> Self {
+        if view.level() > Level::Idle {
+            view.set_level(Level::Files);
+        }
         Self(Tracer::new(filter(view), every_call))
     }
-}
-
-fn filter(view: &View) -> veduta_trace::Program {
-    calls::filter(view.level(), view.is_root && !view.all_root)
 }
 
 impl Trap for Traced {
@@ -146,8 +146,9 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
         while let Ok((id, call, outcome)) = answered.try_recv() {
             if served.get(&call.tid) == Some(&id) {
                 served.remove(&call.tid);
-                if matches!(outcome, Ok(Answer::Grow(_))) && view.level() == Level::Idle {
-                    view.set_level(Level::Mounted);
+                if matches!(outcome, Ok(Answer::Grow(..))) && view.level() == Level::Idle {
+                    // A tracer sees all calls on descriptors at the price of one filter more, so it grows once.
+                    view.set_level(Level::Files);
                     crate::loops::install(view);
                     tracer.grow(filter(view), tasks.iter().copied());
                 }
@@ -185,8 +186,8 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
 fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
     let tid = call.tid;
     let done = match outcome {
-        Ok(Answer::GoOn | Answer::Grow(None)) => tracer.resume(tid, 0),
-        Ok(Answer::Value(value) | Answer::Grow(Some(value))) => tracer.value(tid, value),
+        Ok(Answer::GoOn | Answer::Grow(_, Meanwhile::GoOn | Meanwhile::Again)) => tracer.resume(tid, 0),
+        Ok(Answer::Value(value) | Answer::Grow(_, Meanwhile::Value(value))) => tracer.value(tid, value),
         Err(errno) => tracer.value(tid, -(errno as i64)),
         Ok(Answer::Fd { fd, close_on_exec }) => tracer.instead(tid, |stopped| {
             let number = stopped.give(fd.as_fd(), close_on_exec)?;

@@ -81,8 +81,8 @@ pub(crate) struct View {
     level: RwLock<Level>,
     /// One growth at a time.
     pub growing: Mutex<()>,
-    /// Whoever grows has asked all processes to stop; they will get the larger filter.
-    pub all_asked_to_stop: AtomicBool,
+    /// Whoever grows has asked all processes to stop; they will get a filter of this level.
+    pub coming: Mutex<Level>,
     /// Tasks whose next `execve` is our own doing.
     pub passing: Mutex<Vec<Pid>>,
     /// Held for reading by whoever stops a task, for writing by whoever reaps children.
@@ -124,7 +124,7 @@ impl View {
             sources: Mutex::default(),
             level: RwLock::new(Level::Idle),
             growing: Mutex::default(),
-            all_asked_to_stop: AtomicBool::new(false),
+            coming: Mutex::new(Level::Idle),
             passing: Mutex::default(),
             stopping: RwLock::default(),
             next_mount: AtomicU32::new(1),

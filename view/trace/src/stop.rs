@@ -156,6 +156,9 @@ const FORKS: &[i64] = &[libc::SYS_clone, libc::SYS_clone3];
 /// A task that was asked to stop.
 pub struct Attached {
     tid: Pid,
+    /// All threads of its process are attached: then it does not take over the leader's number when it loads a program,
+    /// since whoever holds the leader does.
+    all_threads: bool,
 }
 
 impl Attached {
@@ -164,8 +167,15 @@ impl Attached {
     pub fn new(tid: Pid) -> Result<Self> {
         let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACEEXEC;
         ptrace::seize(tid, options)?;
-        let attached = Self { tid };
+        let attached = Self { tid, all_threads: false };
         ptrace::interrupt(tid)?;
+        Ok(attached)
+    }
+
+    /// The same for a thread whose process has all its threads attached.
+    pub fn one_of_all(tid: Pid) -> Result<Self> {
+        let mut attached = Self::new(tid)?;
+        attached.all_threads = true;
         Ok(attached)
     }
 
@@ -195,6 +205,7 @@ impl Attached {
     pub fn wait(self) -> Result<Stopped> {
         let leader = Task(self.tid).leader()?;
         let mut stopped = Stopped::new(self.tid, leader, false);
+        stopped.takes_over = !self.all_threads;
         std::mem::forget(self);
         loop {
             match stopped.next_event()? {
@@ -247,6 +258,8 @@ pub struct Stopped {
     gone: bool,
     /// It stays traced when this is dropped.
     stays: bool,
+    /// It takes over its leader's number when it loads a program.
+    takes_over: bool,
     /// It is loading a program: the other threads of its process end, and it may take over their leader's number.
     loads: bool,
     /// Traced threads that ended and were waited for.
@@ -262,8 +275,30 @@ impl Stopped {
             signals: Vec::new(),
             gone: false,
             stays,
+            takes_over: true,
             loads: false,
             ended: Vec::new(),
+        }
+    }
+
+    /// The process that it belongs to.
+    pub fn leader(&self) -> Pid {
+        self.leader
+    }
+
+    /// Looks whether it still is what it was: another thread of its process may have loaded a program, which ended this one, or
+    /// took over its number. `false` if it has ended.
+    pub fn is_still_there(&mut self) -> bool {
+        match waitpid(self.tid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::PtraceEvent(..)) => {
+                self.saved = Registers::load(self.tid).ok();
+                true
+            }
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
+                self.gone = true;
+                false
+            }
+            _ => true,
         }
     }
 
@@ -483,7 +518,7 @@ impl Stopped {
                     continue;
                 }
                 // A thread that loads a program takes over the number of its process.
-                Err(Errno::ECHILD) if self.tid != self.leader => {
+                Err(Errno::ECHILD) if self.tid != self.leader && self.takes_over => {
                     self.tid = self.leader;
                     continue;
                 }

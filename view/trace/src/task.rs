@@ -20,6 +20,12 @@ const PATH_MAX: usize = 4096;
 pub struct Task(pub Pid);
 
 impl Task {
+    /// The numbers of all threads of its process; none if it has ended.
+    pub fn threads(self) -> Vec<Pid> {
+        let entries = std::fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)).collect()
+    }
+
     /// The call that it waits in; `None` if it runs, or waits elsewhere. `proc_pid_syscall(5)`.
     pub fn blocked_in(self) -> Result<Option<u32>> {
         let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.0)).map_err(|_| Errno::ESRCH)?;
