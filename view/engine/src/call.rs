@@ -213,7 +213,9 @@ impl<'a> Call<'a> {
     /// Whether the permission bits allow something.
     pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
         match place {
-            Place::Tree(node, attr) if node.mount.checks_permissions() => self.identity.may(attr, wanted),
+            Place::Tree(node, attr) if node.mount.checks_permissions() => {
+                self.identity.may_node(node, attr, wanted)
+            }
             // As for root: what nobody may run is no program.
             Place::Tree(node, attr)
                 if node.mount.is_owned

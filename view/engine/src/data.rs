@@ -733,6 +733,14 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
             if !call.identity.is_root() && call.identity.uid() != attr.uid {
                 return Err(Errno::EPERM);
             }
+            // `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: only root sets them, and takes them away.
+            let flags = call.task.read_array(call.args[2]).map(u32::from_ne_bytes)?;
+            let (immutable, append) = if command == FS_IOC_SETFLAGS { (0x10, 0x20) } else { (8, 0x10) };
+            let changes = (flags & immutable != 0) != attr.flags.immutable
+                || (flags & append != 0) != attr.flags.append_only;
+            if changes && !call.identity.is_root() && stand_in.node.mount.checks_permissions() {
+                return Err(Errno::EPERM);
+            }
         }
     }
     if stand_in.kind == Kind::Directory {

@@ -1,11 +1,14 @@
 //! Who asks, and what the permission bits of a node allow. As `path_resolution(7)` and `inode(7)` have it.
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use veduta_api::{Attr, Kind, Result, SetAttr, SetTime};
 use veduta_trace::Task;
+
+use crate::node::{Node, guarded};
 
 /// Bits of access, as in `access(2)`.
 pub(crate) const READ: u32 = 4;
@@ -80,6 +83,60 @@ impl Identity {
             bits
         };
         if allowed & wanted == wanted { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// The same for a node, which may have an access control list: acl(5). One that grants the group nothing does not count.
+    pub(crate) fn may_node(&self, node: &Node, attr: &Attr, wanted: u32) -> Result<()> {
+        if node.mount.facts.acl
+            && attr.kind != Kind::Symlink
+            && attr.perm.bits() & 0o070 != 0
+            && !self.is_root()
+            && self.uid() != attr.uid
+        {
+            let name = OsStr::new("system.posix_acl_access");
+            if let Ok(list) = guarded(|| node.tree().getxattr(node.ino, name)) {
+                if let Some(allowed) = self.listed(&list, attr.gid, wanted) {
+                    return if allowed { Ok(()) } else { Err(Errno::EACCES) };
+                }
+            }
+        }
+        self.may(attr, wanted)
+    }
+
+    /// What a list says to somebody who is not the owner: `struct posix_acl_xattr_header` and entries in the order of their tags.
+    /// `None` if it is none.
+    fn listed(&self, list: &[u8], group: u32, wanted: u32) -> Option<bool> {
+        const USER: u16 = 2;
+        const GROUP_OBJ: u16 = 4;
+        const GROUP: u16 = 8;
+        const MASK: u16 = 0x10;
+        const OTHER: u16 = 0x20;
+        let entries: Vec<(u16, u32, u32)> = list
+            .strip_prefix(&2_u32.to_le_bytes())?
+            .chunks_exact(8)
+            .map(|entry| {
+                let half = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
+                let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+                (half(0), u32::from(half(2)), id)
+            })
+            .collect();
+        let mask = entries.iter().find(|entry| entry.0 == MASK).map_or(7, |entry| entry.1);
+        let mut in_group = false;
+        for (tag, perm, id) in &entries {
+            let grants = perm & mask & wanted == wanted;
+            match *tag {
+                USER if *id == self.uid() => return Some(grants),
+                GROUP_OBJ | GROUP if self.is_in(if *tag == GROUP { *id } else { group }) => {
+                    in_group = true;
+                    if grants {
+                        return Some(true);
+                    }
+                }
+                OTHER => return Some(!in_group && perm & wanted == wanted),
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Whether a name in a sticky directory may be taken away: `EPERM` if not.

@@ -23,6 +23,8 @@ use crate::world::ViewWorld;
 
 const SET_FD: u32 = 0x4c00;
 const CLEAR_FD: u32 = 0x4c01;
+const SET_OLD_STATUS: u32 = 0x4c02;
+const GET_OLD_STATUS: u32 = 0x4c03;
 const SET_STATUS: u32 = 0x4c04;
 const GET_STATUS: u32 = 0x4c05;
 const SET_CAPACITY: u32 = 0x4c07;
@@ -40,6 +42,11 @@ const SIZE_LIMIT: usize = 32;
 const NUMBER: usize = 40;
 const FLAGS: usize = 52;
 const FILE_NAME: usize = 56;
+/// `struct loop_info`, whose numbers of devices are as wide as those of the architecture were.
+const OLD_INFO: usize = if cfg!(target_arch = "x86_64") { 168 } else { 160 };
+const OLD_OFFSET: usize = if cfg!(target_arch = "x86_64") { 32 } else { 20 };
+const OLD_FLAGS: usize = OLD_OFFSET + 12;
+const OLD_NAME: usize = OLD_OFFSET + 16;
 
 const READ_ONLY: u32 = 1;
 const AUTO_CLEAR: u32 = 4;
@@ -220,9 +227,18 @@ pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> 
             call.task.write(argument, &device.info)?;
             DONE
         }
-        SET_STATUS => {
-            let mut info = vec![0; INFO];
+        GET_OLD_STATUS => {
+            let devices = loops.devices.lock();
+            let device = devices.get(&number).and_then(Option::as_ref).ok_or(Errno::ENXIO)?;
+            call.task.write(argument, &to_old(&device.info)?)?;
+            DONE
+        }
+        SET_STATUS | SET_OLD_STATUS => {
+            let mut info = vec![0; if command == SET_STATUS { INFO } else { OLD_INFO }];
             call.task.read(argument, &mut info)?;
+            if command == SET_OLD_STATUS {
+                info = from_old(&info);
+            }
             let mut devices = loops.devices.lock();
             let device = devices.get_mut(&number).and_then(Option::as_mut).ok_or(Errno::ENXIO)?;
             if word64(&info, OFFSET) != word64(&device.info, OFFSET)
@@ -340,6 +356,26 @@ fn part(disk: &Disk, info: &[u8], size: u64) -> Result<Disk> {
     let rest = size.checked_sub(offset).ok_or(Errno::EINVAL)?;
     let len = if limit == 0 { rest } else { limit.min(rest) };
     disk.window(offset, len, disk.name())
+}
+
+/// `struct loop_info`, which came before `loop_info64`, as far as it differs: the offset has 32 bits, and there is no limit.
+fn from_old(old: &[u8]) -> Vec<u8> {
+    let mut info = vec![0; INFO];
+    info[OFFSET..OFFSET + 8].copy_from_slice(&u64::from(word32(old, OLD_OFFSET)).to_ne_bytes());
+    info[FLAGS..FLAGS + 4].copy_from_slice(&old[OLD_FLAGS..OLD_FLAGS + 4]);
+    info[FILE_NAME..FILE_NAME + 64].copy_from_slice(&old[OLD_NAME..OLD_NAME + 64]);
+    info
+}
+
+/// `EOVERFLOW` for an offset that it cannot say.
+fn to_old(info: &[u8]) -> Result<Vec<u8>> {
+    let mut old = vec![0; OLD_INFO];
+    let offset = u32::try_from(word64(info, OFFSET)).map_err(|_| Errno::EOVERFLOW)?;
+    old[..4].copy_from_slice(&info[NUMBER..NUMBER + 4]);
+    old[OLD_OFFSET..OLD_OFFSET + 4].copy_from_slice(&offset.to_ne_bytes());
+    old[OLD_FLAGS..OLD_FLAGS + 4].copy_from_slice(&info[FLAGS..FLAGS + 4]);
+    old[OLD_NAME..OLD_NAME + 64].copy_from_slice(&info[FILE_NAME..FILE_NAME + 64]);
+    Ok(old)
 }
 
 /// What a device tells of itself: what it was told, with what it knows better.

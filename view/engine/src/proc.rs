@@ -19,9 +19,11 @@ use crate::call::{Answer, Call, Outcome};
 use crate::mounts::{Mount, is_below, shown};
 use crate::standin::errno;
 
+const FIRST_MOUNT: u32 = 1_000_000;
+
 /// What `mountinfo` and `statx(2)` call a mount: beyond the kernel's own numbers.
 pub(crate) fn mount_id(mount: &Mount) -> u32 {
-    1_000_000 + mount.id
+    FIRST_MOUNT + mount.id
 }
 
 /// The text of a link of `/proc` that leads to an object of the view; `None` if it leads to one of the host.
@@ -131,8 +133,19 @@ fn escaped(text: &[u8]) -> Vec<u8> {
 fn fdinfo(call: &Call<'_>, path: &[u8]) -> Result<Option<Vec<u8>>> {
     let link = String::from_utf8_lossy(path).replace("/fdinfo/", "/fd/");
     let Ok(data) = std::fs::metadata(link) else { return Ok(None) };
-    let Some(stand_in) = call.view.stand_ins.find((data.dev(), data.ino())) else { return Ok(None) };
-    let text = String::from_utf8_lossy(&host_text(path)?).into_owned();
+    let key = (data.dev(), data.ino());
+    let text = || host_text(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let Some(stand_in) = call.view.stand_ins.find(key) else {
+        // A descriptor of the host that was handed out for a file of a mount.
+        let id = call.view.backings.lock().iter().find(|(known, _)| *known == key).map(|(_, id)| *id);
+        let Some(id) = id else { return Ok(None) };
+        let line = |line: &str| match line.split_once(':') {
+            Some(("mnt_id", _)) => format!("mnt_id:\t{}\n", FIRST_MOUNT + id),
+            _ => format!("{line}\n"),
+        };
+        return Ok(Some(text()?.lines().map(line).collect::<String>().into_bytes()));
+    };
+    let text = text()?;
     let line = |line: &str| match line.split_once(':') {
         Some(("mnt_id", _)) => format!("mnt_id:\t{}\n", mount_id(&stand_in.node.mount)),
         Some(("ino", _)) => {

@@ -17,7 +17,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use veduta_api::MountError;
 use veduta_trace::Task;
-use veduta_trace::raw::{self, Argument};
+use veduta_trace::raw;
 use veduta_trace::spawn::{Command, fork_server};
 
 use crate::call::Call;
@@ -212,50 +212,24 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
         })?;
     }
     let mut status = 0;
-    let own_limit = descriptor_limit(None).map_err(|errno| MountError::system(errno, errno.desc()))?;
+    let own_limit = raw::descriptor_limit().map_err(|errno| MountError::system(errno, errno.desc()))?;
     for command in &commands {
         let (mut trap, child) = crate::trap::start(view, command)?;
         if let (true, Some(mechanism)) = (settings.trace.is_some(), view.mechanism.get()) {
             eprintln!("veduta: calls are caught by {}", mechanism.describe());
         }
         // An open virtual file costs the engine descriptors; what the command may open does not change by that.
-        let most = Limit { now: own_limit.most, ..own_limit };
-        if let Err(errno) = descriptor_limit(Some(most)) {
+        let most = raw::Limit { now: own_limit.most, ..own_limit };
+        if let Err(errno) = raw::set_descriptor_limit(most) {
             tracing::warn!("the engine keeps its limit of open files: {}", errno.desc());
         }
         crate::watch::start();
         status = trap.serve(view, child, signals).map_err(|errno| {
             MountError::system(errno, format!("the command cannot be served: {}", errno.desc()))
         })?;
-        descriptor_limit(Some(own_limit)).map_err(|errno| MountError::system(errno, errno.desc()))?;
+        raw::set_descriptor_limit(own_limit).map_err(|errno| MountError::system(errno, errno.desc()))?;
     }
     Ok(status)
-}
-
-/// `struct rlimit`
-#[derive(Clone, Copy)]
-struct Limit {
-    now: u64,
-    most: u64,
-}
-
-/// How many descriptors this process may have, before it is set to `new`.
-fn descriptor_limit(new: Option<Limit>) -> Result<Limit, Errno> {
-    let new = new.map(|new| [new.now.to_ne_bytes(), new.most.to_ne_bytes()].concat());
-    let mut old = [0; 16];
-    let mut arguments = [
-        Argument::Value(0),
-        Argument::Value(nix::libc::RLIMIT_NOFILE.into()),
-        new.as_ref().map_or(Argument::Value(0), |new| Argument::Input(new)),
-        Argument::Output(&mut old),
-    ];
-    raw::call(nix::libc::SYS_prlimit64 as u32, &mut arguments)?;
-    let word = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&old[at..at + 8]);
-        u64::from_ne_bytes(word)
-    };
-    Ok(Limit { now: word(0), most: word(8) })
 }
 
 /// Waits for the command, reaps orphans, and tidies up from time to time. When the command has ended, what it left behind

@@ -265,11 +265,22 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     };
     let interrupt = Interrupt::new();
     let _scope = interrupt.enter();
-    let outcome = watch::over(task, &interrupt, || caught(|| dispatch(&call)));
+    let outcome = watch::over(task, &interrupt, || relieved(&call));
     if view.tracing.load(Ordering::Relaxed) {
         report(view, &call, &outcome);
     }
     outcome
+}
+
+/// Serves a call; once more if the engine had no descriptors left for it, when those that nobody needs are given back.
+fn relieved(call: &Call<'_>) -> Outcome {
+    match caught(|| dispatch(call)) {
+        Err(Errno::EMFILE) => {
+            call.view.stand_ins.relieve();
+            caught(|| dispatch(call))
+        }
+        outcome => outcome,
+    }
 }
 
 /// Who serves which call.
@@ -300,7 +311,7 @@ fn dispatch(call: &Call<'_>) -> Outcome {
         }
         // prctl(PR_SET_DUMPABLE): a task that cannot be looked into cannot be served. Said to have been done, which is not
         // the whole truth, but no other user can look into it either.
-        Family::Task => Ok(if call.args[1] == 1 { Answer::GoOn } else { Answer::Value(0) }),
+        Family::Task => Ok(if call.args[1] == 0 { Answer::Value(0) } else { Answer::GoOn }),
         Family::Passed | Family::Refused => Ok(Answer::GoOn),
     }
 }
@@ -350,7 +361,7 @@ pub(crate) fn descriptor(task: Task, number: i32) -> Result<OwnedFd> {
                 done => return done,
             }
         }
-        if handles.len() >= 64 {
+        if handles.len() >= 16 {
             handles.clear();
         }
         let handle = task.handle()?;

@@ -11,7 +11,7 @@
 //!
 //! Lock order: a stand-in's `memory`, then the registry's maps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::File as HostFile;
 use std::ops::Range;
@@ -289,9 +289,11 @@ impl StandIn {
 
     /// Whether no process has a descriptor, a mapping or a working directory of it. Directories cannot be asked: `false`.
     pub(crate) fn is_unused(&self) -> bool {
-        if self.kind == Kind::Directory || self.uncounted.load(Ordering::Relaxed) {
-            return false;
-        }
+        self.kind != Kind::Directory && !self.uncounted.load(Ordering::Relaxed) && self.is_closed()
+    }
+
+    /// Whether no process has a description or a mapping of a file, of those that the kernel counts.
+    fn is_closed(&self) -> bool {
         // A write lease is granted to whoever is alone with a file.
         let lease = |kind: i32| {
             let number = self.fd.as_raw_fd() as u64;
@@ -352,12 +354,24 @@ pub(crate) struct StandIns {
     /// Where directories are made, for a moment.
     home: PathBuf,
     made: AtomicU64,
+    /// One looks for unused ones at a time: whoever looks holds them, and to another they would be in use.
+    collecting: Mutex<()>,
     /// With so many, those that nobody uses are let go.
     crowd: AtomicUsize,
 }
 
-/// Stand-ins that are kept without looking whether somebody uses them. Each costs the engine two or three descriptors.
-const FEW: usize = 1024;
+/// Stand-ins that are made without looking whether others are used. Each costs the engine some descriptors, of which it may
+/// have no more than its user.
+fn most() -> usize {
+    raw::descriptor_limit().map_or(MANY, |limit| usize::try_from(limit.most / 16).unwrap_or(usize::MAX))
+}
+
+/// The same, where there are not many.
+fn few() -> usize {
+    most().min(MANY)
+}
+
+const MANY: usize = 1024;
 
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
@@ -367,7 +381,8 @@ impl StandIns {
             by_node: Mutex::default(),
             home,
             made: AtomicU64::new(0),
-            crowd: AtomicUsize::new(FEW),
+            collecting: Mutex::default(),
+            crowd: AtomicUsize::new(few()),
         }
     }
 
@@ -393,12 +408,13 @@ impl StandIns {
 
     /// Lets unused ones go when there are twice as many as were in use the last time: programs open files faster than
     /// [`View::tidy`](crate::view::View::tidy) comes.
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         if self.by_key.read().len() < self.crowd.load(Ordering::Relaxed) {
             return;
         }
-        self.collect(None, 64);
-        self.crowd.store(FEW.max(self.by_key.read().len() * 2), Ordering::Relaxed);
+        self.relieve();
+        let left = self.by_key.read().len();
+        self.crowd.store((left * 2).min(left + most()).max(few()), Ordering::Relaxed);
     }
 
     /// The stand-in of a node; made if there is none. `size` is the file's.
@@ -445,7 +461,7 @@ impl StandIns {
 
     /// A real directory that is empty for ever, since it is removed at once.
     fn directory(&self, number: u64) -> Result<HostFile> {
-        let path = self.home.join(format!(".veduta-{}-{number}", std::process::id()));
+        let path = self.home.join(format!("{}{number}", directory_prefix()));
         std::fs::create_dir(&path).map_err(errno)?;
         let opened = HostFile::open(&path);
         let removed = std::fs::remove_dir(&path);
@@ -457,6 +473,7 @@ impl StandIns {
     /// Lets go of files that nobody has open any more. Those younger than `keep` stand-ins ago stay: whoever opened one may
     /// not have it yet.
     pub(crate) fn collect(&self, mount: Option<u32>, keep: u64) {
+        let _collecting = self.collecting.lock();
         let young = self.made.load(Ordering::Relaxed).saturating_sub(keep);
         let candidates: Vec<_> = self
             .by_key
@@ -471,6 +488,48 @@ impl StandIns {
             let mut by_node = self.by_node.lock();
             // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
             if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() {
+                continue;
+            }
+            by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
+            self.by_key.write().remove(&stand_in.key);
+            drop(by_node);
+            if let Err(errno) = stand_in.finish() {
+                tracing::error!(path = %String::from_utf8_lossy(&stand_in.node.path()), "not all was written: {}", errno.desc());
+            }
+        }
+    }
+
+    /// Lets go of all that nobody uses, and of what the kernel does not tell that of: for one that has no descriptors left.
+    pub(crate) fn relieve(&self) {
+        self.collect(None, 64);
+        self.collect_uncounted();
+    }
+
+    /// Lets go of directories, and of files opened with `O_PATH`, that no process has open or is in. The kernel does not tell that, so
+    /// descriptors and working directories of all processes are looked at; twice, for one that is handed on meanwhile. Those in
+    /// a socket, on their way from one process to another, are not seen: the newest stay.
+    fn collect_uncounted(&self) {
+        let _collecting = self.collecting.lock();
+        const NEWEST: u64 = 32;
+        let young = self.made.load(Ordering::Relaxed).saturating_sub(NEWEST);
+        let (first, second) = (in_use(), in_use());
+        let is_old = |stand_in: &&Arc<StandIn>| {
+            stand_in.age < young
+                && match stand_in.kind {
+                    Kind::Directory => !first.0.contains(&stand_in.age) && !second.0.contains(&stand_in.age),
+                    _ if stand_in.uncounted.load(Ordering::Relaxed) => {
+                        !first.1.contains(&stand_in.key)
+                            && !second.1.contains(&stand_in.key)
+                            && stand_in.is_closed()
+                    }
+                    _ => false,
+                }
+        };
+        let unused: Vec<_> = self.by_key.read().values().filter(is_old).cloned().collect();
+        for stand_in in unused {
+            let mut by_node = self.by_node.lock();
+            // As in `collect`.
+            if Arc::strong_count(&stand_in) > 3 {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
@@ -503,6 +562,35 @@ impl StandIns {
     pub(crate) fn all(&self) -> Vec<Arc<StandIn>> {
         self.by_key.read().values().cloned().collect()
     }
+}
+
+/// What the names of stand-ins for directories begin with; their number follows.
+fn directory_prefix() -> String {
+    format!(".veduta-{}-", std::process::id())
+}
+
+/// The numbers of the directories that processes have open or are in, and the memory files that they have open.
+fn in_use() -> (HashSet<u64>, HashSet<Key>) {
+    let prefix = directory_prefix();
+    let memory_files = std::cell::RefCell::new(HashSet::new());
+    let number = |link: PathBuf| -> Option<u64> {
+        let text = std::fs::read_link(&link).ok()?;
+        if text.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
+            let data = std::fs::metadata(link).ok()?;
+            memory_files.borrow_mut().insert((data.dev(), data.ino()));
+            return None;
+        }
+        text.file_name()?.to_str()?.strip_prefix(&prefix)?.strip_suffix(" (deleted)")?.parse().ok()
+    };
+    let entries = |path: String| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut used = HashSet::new();
+    for pid in crate::grow::processes() {
+        used.extend(entries(format!("/proc/{pid}/fd")).filter_map(|entry| number(entry.path())));
+        for task in entries(format!("/proc/{pid}/task")) {
+            used.extend(["cwd", "root"].into_iter().filter_map(|link| number(task.path().join(link))));
+        }
+    }
+    (used, memory_files.into_inner())
 }
 
 fn memory_file(node: &Arc<Node>, size: u64) -> Result<HostFile> {

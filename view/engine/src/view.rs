@@ -176,6 +176,7 @@ impl View {
             }
         }
         self.stand_ins.collect(None, 64);
+        self.stand_ins.make_room();
         let detached = std::mem::take(&mut *self.detached.lock());
         for mount in detached {
             if crate::mounting::is_busy(self, &mount) {

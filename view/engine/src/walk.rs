@@ -371,7 +371,7 @@ impl Walk<'_, '_> {
     fn may_search(&self) -> Result<()> {
         match &self.place {
             Place::Tree(node, attr) if node.mount.checks_permissions() => {
-                self.walker.identity.may(attr, EXECUTE)
+                self.walker.identity.may_node(node, attr, EXECUTE)
             }
             _ => Ok(()),
         }

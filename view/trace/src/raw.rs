@@ -143,3 +143,27 @@ pub fn wait_for_signal(
         Err(errno) => Err(errno),
     }
 }
+
+/// How many of something a process may have, or how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// What counts now.
+    pub now: u64,
+    /// How far it may raise that itself.
+    pub most: u64,
+}
+
+/// How many descriptors this process may have.
+pub fn descriptor_limit() -> Result<Limit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure lives through the call.
+    Errno::result(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok(Limit { now: limit.rlim_cur, most: limit.rlim_max })
+}
+
+/// Changes that.
+pub fn set_descriptor_limit(limit: Limit) -> Result<()> {
+    let limit = libc::rlimit { rlim_cur: limit.now, rlim_max: limit.most };
+    // SAFETY: the structure lives through the call.
+    Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}

@@ -4,8 +4,8 @@ use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
-use veduta_api::{Allocate, Errno, File, Result, Seek};
+use rustix::fs::{FallocateFlags, IFlags, Mode, OFlags, SeekFrom};
+use veduta_api::{Allocate, Errno, File, Ioctl, Result, Seek};
 
 use super::{errno, proc_path};
 
@@ -19,6 +19,26 @@ impl HostFile {
     pub(super) fn set_size(&self, size: u64) -> Result<()> {
         rustix::fs::ftruncate(&self.0, size).map_err(errno)
     }
+}
+
+/// `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`: what lsattr(1) and chattr(1) show and change.
+pub(super) fn flags(fd: impl AsFd, ioctl: &mut Ioctl<'_>) -> Result<i32> {
+    const GET: u32 = 0x8008_6601;
+    const SET: u32 = 0x4008_6602;
+    match ioctl.command {
+        GET => {
+            let flags = rustix::fs::ioctl_getflags(fd).map_err(errno)?;
+            let room = ioctl.output.get_mut(..4).ok_or(Errno::EINVAL)?;
+            room.copy_from_slice(&flags.bits().to_ne_bytes());
+        }
+        SET => {
+            let word = ioctl.input.first_chunk().ok_or(Errno::EINVAL)?;
+            let flags = IFlags::from_bits_retain(u32::from_ne_bytes(*word));
+            rustix::fs::ioctl_setflags(fd, flags).map_err(errno)?;
+        }
+        _ => return Err(Errno::ENOTTY),
+    }
+    Ok(0)
 }
 
 impl File for HostFile {
@@ -51,6 +71,10 @@ impl File for HostFile {
 
     fn sync(&self, data_only: bool) -> Result<()> {
         if data_only { rustix::fs::fdatasync(&self.0) } else { rustix::fs::fsync(&self.0) }.map_err(errno)
+    }
+
+    fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
+        flags(&self.0, ioctl)
     }
 
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {

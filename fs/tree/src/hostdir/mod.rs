@@ -35,8 +35,8 @@ use rustix::fs::{
     StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
 use veduta_api::{
-    Attr, Caching, Device, DirSink, Directory, Entry, Errno, Facts, File, FileFlags, Filesystem, Ino, Kind,
-    NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs, Timestamp, XattrMode,
+    Attr, Caching, Device, DirSink, Directory, Entry, Errno, Facts, File, FileFlags, Filesystem, Ino, Ioctl,
+    Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs, Timestamp, XattrMode,
 };
 
 use crate::listing::{Listed, Listing};
@@ -295,6 +295,11 @@ impl Filesystem for HostDir {
             Err(rustix::io::Errno::NOENT) => Err(Errno::EINVAL),
             Err(error) => Err(errno(error)),
         }
+    }
+
+    fn ioctl(&self, dir: Ino, ioctl: &mut Ioctl<'_>) -> Result<i32> {
+        let _names = self.names.read();
+        file::flags(open_dir(&*self.fd(dir)?)?, ioctl)
     }
 
     fn statfs(&self) -> Result<StatFs> {
@@ -648,8 +653,10 @@ fn check_xattr_name(name: &OsStr) -> Result<()> {
 
 /// The mode with which a node is made in a directory, and whether that has a default ACL: the umask is then not applied.
 fn initial_mode(dir: &OwnedFd, new: &NewNode) -> (Mode, bool) {
-    let acl = rustix::fs::getxattr(proc_path(dir), DEFAULT_ACL, &mut [0_u8; 0][..]);
-    let inherits = new.kind != Kind::Symlink && acl.is_ok_and(|len| len > 0);
+    let acl = rustix::fs::getxattr(proc_path(dir), DEFAULT_ACL, &mut [0_u8; 64][..]);
+    // A longer one does not fit, but is there.
+    let has_acl = matches!(acl, Ok(1..) | Err(rustix::io::Errno::RANGE));
+    let inherits = new.kind != Kind::Symlink && has_acl;
     let perm = if inherits { new.perm } else { new.masked() };
     (Mode::from_raw_mode(perm.bits()), inherits)
 }
