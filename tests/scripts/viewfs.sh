@@ -138,8 +138,19 @@ fresh
 exec 9<b/f
 echo two >>b/f
 same "a file that was open before it was copied up is read on" lower "$(head -n 1 <&9)"
+exec 8<b/f
+same "who opens it then reads the copy, also while the old one is open" "lower two" "$(xargs <&8)"
+same "and may map the copy" "lower" "$(python3 -c 'import mmap; f = open("b/f", "rb"); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)[:5].decode())')"
+exec 8<&- 9<&-
+python3 - <<'P' && pass "when the old one is closed the copy is mapped and shared" || fail "a shared mapping of a copy"
+import mmap
+f = open("b/f", "r+b")
+m = mmap.mmap(f.fileno(), 0)
+m[:5] = b"LOWER"
+m.flush()
+assert open("b/f").read() == "LOWER\ntwo\n"
+P
 rm b/f
-exec 9<&-
 exec 9<b/d/g
 rm b/d/g
 same "a file from below that is open is read after its removal" below "$(cat <&9)"
@@ -170,14 +181,16 @@ unmount "$TMP/b"
 # --- Killed while it copies up: no half of a file is seen
 rm -rf a b; mkdir a b
 for n in $(seq 40); do head -c 2000000 /dev/zero | tr '\0' A >b/$n; done
-"$V" -o cow "$TMP/a" "$TMP/b"
-(for n in $(seq 40); do echo B >>b/$n; done) 2>/dev/null &
-writer=$!
-sleep 0.1
-# shellcheck disable=SC2046
-kill -9 $(server "$TMP/b") 2>/dev/null
-wait $writer
-until_true 5 not_mounted "$TMP/b" || umount -l "$TMP/b" 2>/dev/null || fusermount3 -uz "$TMP/b"
+for moment in 0.01 0.03 0.06 0.1; do
+    "$V" -o cow "$TMP/a" "$TMP/b" || fail "after a kill it does not mount again"
+    (for n in $(seq 40); do echo B >>b/$n; chmod 600 b/$n; done) 2>/dev/null &
+    writer=$!
+    sleep $moment
+    # shellcheck disable=SC2046
+    kill -9 $(server "$TMP/b") 2>/dev/null
+    wait $writer
+    until_true 5 not_mounted "$TMP/b" || umount -l "$TMP/b" 2>/dev/null || fusermount3 -uz "$TMP/b"
+done
 check "after a kill it mounts again" "$V" -o cow "$TMP/a" "$TMP/b"
 whole=0
 for n in $(seq 40); do
@@ -217,6 +230,31 @@ else
     same "S23: runs in it" 3.12.0 "$(PATH=$PATH:/usr/sbin:/sbin chroot b /bin/sh -c 'cat /etc/alpine-release')"
     unmount "$TMP/b"
     same "S23: below is as it was" busybox "$(ls b/bin)"
+fi
+
+# --- fuse-overlayfs: each mounts the upper layers of the other, as root and as a user
+shown() { (cd "$1" && find . -mindepth 1 \( -type d -printf '%p %y %m\n' -o -printf '%p %y %m %s %l\n' \) | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum); }
+changes() {
+    echo more >>m/f; rm m/x; rm -r m/d; mkdir m/d; echo n >m/d/n; mkdir -p m/new/sub; echo new >m/new/file
+    mv m/y m/z; chmod 600 m/z; rm m/link; mkdir m/link; rm -r m/e/sub; ln -s z m/sym; : >m/e/empty
+}
+layers() { fresh; rm -rf m w; mkdir m w b/e b/e/sub; echo in >b/e/sub/in; }
+if ! command -v fuse-overlayfs >/dev/null; then
+    skip "fuse-overlayfs is missing"
+else
+    foreign() { fuse-overlayfs -o "lowerdir=$TMP/b,upperdir=$TMP/a,workdir=$TMP/w" "$TMP/m" >/dev/null 2>&1; }
+    end_foreign() { umount "$TMP/m" 2>/dev/null || fusermount3 -u "$TMP/m"; until_true 10 bash -c "! pgrep -f 'fuse-overlayfs .*$TMP/m\$'"; }
+    layers
+    check "fuse-overlayfs mounts" foreign
+    changes; theirs=$(shown m); end_foreign
+    same "fuse-overlayfs: an upper layer that it made is the same tree here" "$theirs" \
+        "$("$V" -o "lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"; shown m; unmount "$TMP/m")"
+    layers
+    # fuse-overlayfs knows neither renamed directories nor links of copies: without those it is told nothing that it does not know.
+    "$V" -o "redirect_dir=off,index=off,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+    changes; ours=$(shown m); unmount "$TMP/m"
+    same "fuse-overlayfs: here the same changes give the same tree" "$theirs" "$ours"
+    same "fuse-overlayfs: an upper layer that was made here is the same tree there" "$ours" "$(foreign; shown m; end_foreign)"
 fi
 
 # --- Write once

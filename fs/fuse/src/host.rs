@@ -12,7 +12,7 @@ mod convert;
 mod files;
 mod requests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,7 +64,9 @@ pub(crate) struct Host {
     by_ino: FilesByIno,
     backings: Backings,
     /// Files that are open for writing, by node: the kernel may hold back what was written to them.
-    writers: Mutex<HashMap<Ino, usize>>,
+    writers: Mutex<Writers>,
+    /// Nodes whose content was put into the kernel's cache, or was not to be.
+    filled: Mutex<HashSet<Ino>>,
     /// The kernel can do without `open`, and without `opendir`. Cleared once a tree turns out to need them.
     skip_open: AtomicBool,
     skip_opendir: AtomicBool,
@@ -76,6 +78,13 @@ pub(crate) struct Host {
     closed: AtomicBool,
     /// Counts settings of capabilities. A file that is written loses its own.
     capabilities: AtomicU64,
+}
+
+#[derive(Default)]
+struct Writers {
+    by_ino: HashMap<Ino, usize>,
+    /// How often a file was opened to write, or cut.
+    count: u64,
 }
 
 /// What came of a request, and whether the worker is to reply.
@@ -99,6 +108,7 @@ impl Host {
             by_ino: FilesByIno::new(),
             backings: Backings::new(),
             writers: Mutex::default(),
+            filled: Mutex::default(),
             skip_open: AtomicBool::new(false),
             skip_opendir: AtomicBool::new(false),
             no_xattrs,

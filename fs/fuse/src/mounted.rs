@@ -28,7 +28,7 @@ const READ_AHEAD: &str = "1024";
 pub struct ServeOptions {
     /// How it is mounted.
     pub mount: MountOptions,
-    /// Threads that serve; as many as CPUs if `None`, and never less than two.
+    /// Threads that serve; if `None`, one, and as many as CPUs while there is work for them.
     pub workers: Option<usize>,
 }
 
@@ -74,8 +74,7 @@ impl Mounted {
         let session = Arc::new(session);
         let host = session.filesystem().clone();
         host.set_notifier(session.notifier());
-        let workers = options.workers.unwrap_or_else(pool::default_workers);
-        pool::start(session, &shared, workers)
+        pool::start(session, &shared, pool::Crew::new(options.workers))
             .map_err(|error| give_up("no threads can be started", error))?;
         // The protocol was agreed on, and the workers are there: from here on every request is answered. It is not tried out: a
         // process that is killed while it waits for itself can never end, as the kernel neither answers nor lets go of the device.

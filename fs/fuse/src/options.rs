@@ -50,7 +50,7 @@ pub const GENERIC_OPTIONS: &[OptionSpec] = &[
     OptionSpec::with_value(
         "threads",
         "N",
-        "Threads that serve; as many as CPUs if not given, and at least 2.",
+        "Threads that serve; if not given, one, and as many as CPUs while there is work for them.",
     ),
     OptionSpec::with_value(
         "loglevel",

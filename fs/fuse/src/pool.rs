@@ -1,9 +1,12 @@
 //! The threads that serve: workers, and one watcher.
 //!
-//! There are as many workers as CPUs, and at least two. More make things slower, as the kernel hands
-//! requests to waiting threads in turn and each of them then starts with cold caches. But a driver that hangs must not keep
-//! all of them: the interrupt that would end it is itself a request. So when all workers have been busy with
-//! the same requests for a while, the watcher starts one more, up to [`SLOTS`]; it goes when it is no longer needed.
+//! As a rule one worker waits for requests: the kernel hands them to waiting threads in turn, so with a second one each request of a
+//! single client would wake another thread, on another CPU, with cold caches (a `tar` of small files takes twice as long). There are as
+//! many as CPUs while there is work for them, which shows in two ways: requests lie there whenever the one worker has finished one, or it
+//! is in the same request for more than a tick, and the second one, that then joins it, is busy at the same time.
+//!
+//! A driver that hangs must not keep all workers: the interrupt that would end it is itself a request. So when all have been
+//! busy with the same requests for a tick, the watcher adds one, up to [`SLOTS`]. Workers that are not needed park, or end.
 //!
 //! The watcher also follows requests that were interrupted, and answers for a driver that does not come back to a caller who is being
 //! killed. It sleeps while nothing is stuck.
@@ -21,11 +24,22 @@ use parking_lot::{Condvar, Mutex};
 use crate::host::Host;
 use crate::running::{Interrupted, Running, SLOTS, Standing, is_dying};
 
-/// How long all workers must have been at the same requests before there is one more; and how soon a killed caller is noticed.
-const TICK: Duration = Duration::from_millis(10);
+/// How long all workers must have been at the same requests before there is one more.
+const TICK: Duration = Duration::from_millis(2);
 
-/// How long the watcher stays awake after all workers were busy.
-const LINGER: u32 = 20;
+/// Ticks for which the watcher stays awake after all workers were busy.
+const LINGER: u32 = 50;
+
+/// How long there are as many workers as CPUs once there was work for them.
+const CROWDED: Duration = Duration::from_millis(50);
+
+/// How often a worker looks whether requests wait, and how often in a row there must be some: a single client's are seldom more than one
+/// at a time (but the kernel does not wait for the end of all of them).
+const LOOK_EVERY: u32 = 4;
+const LOOKS: u32 = 8;
+
+/// How soon a killed caller is noticed.
+const SOON: Duration = Duration::from_millis(10);
 
 /// The longest pause between two looks at a caller who may be killed.
 const SLOWEST: Duration = Duration::from_millis(200);
@@ -37,8 +51,12 @@ pub(crate) struct Shared {
     idle: AtomicUsize,
     /// Whether the watcher is awake.
     awake: AtomicBool,
+    /// Workers that are to wait for requests at the same time.
+    wanted: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
+    /// Where workers park.
+    called: Condvar,
 }
 
 #[derive(Default)]
@@ -47,8 +65,13 @@ struct State {
     ended: bool,
     /// The connection may be there, but is served no longer.
     given_up: bool,
-    /// Workers that have not returned.
+    /// Workers that have not returned, those that are parked included.
     workers: usize,
+    parked: usize,
+    /// Of those, how many are to go on.
+    calls: usize,
+    /// Requests were waiting for a worker.
+    crowded: bool,
     /// Requests that the watcher is to follow.
     interrupted: Vec<Interrupted>,
     /// All workers are busy.
@@ -61,8 +84,10 @@ impl Shared {
             running: Running::new(),
             idle: AtomicUsize::new(0),
             awake: AtomicBool::new(false),
+            wanted: AtomicUsize::new(1),
             state: Mutex::default(),
             changed: Condvar::new(),
+            called: Condvar::new(),
         }
     }
 
@@ -84,7 +109,11 @@ impl Shared {
         let deadline = Instant::now() + limit;
         loop {
             // Workers that have returned count as neither. A worker that serves does not tell when it is done: hence the short waits.
-            if self.state.lock().workers <= self.idle.load(Ordering::Acquire) {
+            let active = {
+                let state = self.state.lock();
+                state.workers - (state.parked - state.calls)
+            };
+            if active <= self.idle.load(Ordering::Acquire) {
                 return true;
             }
             if Instant::now() >= deadline {
@@ -125,6 +154,7 @@ impl Shared {
     fn end(&self) {
         self.state.lock().ended = true;
         self.changed.notify_all();
+        self.called.notify_all();
         self.running.interrupt_all();
     }
 
@@ -135,30 +165,85 @@ impl Shared {
             self.changed.notify_all();
         }
     }
+
+    /// Requests wait.
+    fn want_more(&self) {
+        self.state.lock().crowded = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until this worker is needed. `false` if it is to end. It counts as idle before and after, and not meanwhile.
+    fn park(&self, most: usize) -> bool {
+        let mut state = self.state.lock();
+        if state.parked >= most || state.ended {
+            return false;
+        }
+        self.idle.fetch_sub(1, Ordering::AcqRel);
+        state.parked += 1;
+        while state.calls == 0 && !state.ended {
+            self.called.wait(&mut state);
+        }
+        state.parked -= 1;
+        if state.calls > 0 {
+            state.calls -= 1;
+        } else {
+            self.idle.fetch_add(1, Ordering::AcqRel);
+        }
+        !state.ended
+    }
+
+    /// Calls a worker that is parked; `false` if there is none.
+    fn call(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.calls >= state.parked {
+            return false;
+        }
+        state.calls += 1;
+        // At once: the worker will take a moment, and nobody else is to be called meanwhile.
+        self.idle.fetch_add(1, Ordering::AcqRel);
+        self.called.notify_one();
+        true
+    }
+}
+
+/// How many workers wait for requests at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crew {
+    /// As a rule.
+    pub(crate) least: usize,
+    /// While there is work for them.
+    pub(crate) most: usize,
+}
+
+impl Crew {
+    /// So many, always; without a number, one or as many as CPUs.
+    pub(crate) fn new(workers: Option<usize>) -> Self {
+        match workers {
+            Some(workers) => {
+                let workers = workers.clamp(1, SLOTS);
+                Self { least: workers, most: workers }
+            }
+            None => {
+                let processors = std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get);
+                Self { least: 1, most: processors.clamp(2, SLOTS) }
+            }
+        }
+    }
 }
 
 /// Starts the workers and the watcher.
-pub(crate) fn start(
-    session: Arc<Session<Host>>,
-    shared: &Arc<Shared>,
-    workers: usize,
-) -> std::io::Result<()> {
-    let workers = workers.clamp(2, SLOTS);
-    for _ in 0..workers {
-        start_worker(&session, shared, workers)?;
+pub(crate) fn start(session: Arc<Session<Host>>, shared: &Arc<Shared>, crew: Crew) -> std::io::Result<()> {
+    shared.wanted.store(crew.least, Ordering::Relaxed);
+    for _ in 0..crew.least {
+        start_worker(&session, shared, crew)?;
     }
     let notifier = session.notifier();
-    let watcher = Watcher { session, shared: shared.clone(), notifier, workers };
+    let watcher = Watcher { session, shared: shared.clone(), notifier, crew };
     std::thread::Builder::new().name("fuse-watcher".into()).spawn(move || watcher.run())?;
     Ok(())
 }
 
-/// As many workers as CPUs.
-pub(crate) fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get)
-}
-
-fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, wanted: usize) -> std::io::Result<()> {
+fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, crew: Crew) -> std::io::Result<()> {
     let mut worker = session.worker();
     let shared_too = shared.clone();
     shared.state.lock().workers += 1;
@@ -166,7 +251,7 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, wanted: usize) ->
     let started = std::thread::Builder::new().name("fuse-worker".into()).spawn(move || {
         let shared = shared_too;
         if shared.running.take_slot() {
-            serve(&mut worker, &shared, wanted);
+            serve(&mut worker, &shared, crew);
             shared.running.leave_slot();
         }
         shared.idle.fetch_sub(1, Ordering::AcqRel);
@@ -183,7 +268,9 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, wanted: usize) ->
 }
 
 /// Serves until the connection ends, or until there are more workers than wanted. Counts as idle before and after.
-fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, wanted: usize) {
+fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) {
+    let mut served = 0_u32;
+    let mut looks = 0;
     loop {
         match worker.receive() {
             Ok(true) => {}
@@ -195,7 +282,16 @@ fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, wanted: usize) {
         }
         shared.leave_idle();
         worker.dispatch();
-        if shared.idle.fetch_add(1, Ordering::AcqRel) >= wanted {
+        served = served.wrapping_add(1);
+        let wanted = shared.wanted.load(Ordering::Relaxed);
+        if wanted < crew.most && served % LOOK_EVERY == 0 {
+            looks = if worker.is_pending() { looks + 1 } else { 0 };
+            if looks >= LOOKS {
+                looks = 0;
+                shared.want_more();
+            }
+        }
+        if shared.idle.fetch_add(1, Ordering::AcqRel) >= wanted && !shared.park(crew.most) {
             return;
         }
     }
@@ -205,7 +301,7 @@ struct Watcher {
     session: Arc<Session<Host>>,
     shared: Arc<Shared>,
     notifier: Notifier,
-    workers: usize,
+    crew: Crew,
 }
 
 /// When to look at an interrupted request again.
@@ -214,57 +310,98 @@ struct Followed {
     pause: Duration,
 }
 
+/// Why the watcher was woken.
+#[derive(Clone, Copy, Default)]
+struct Woken {
+    /// All workers were busy.
+    busy: bool,
+    /// Requests were waiting.
+    crowded: bool,
+}
+
 impl Watcher {
     fn run(self) {
         let mut followed: HashMap<u64, (Interrupted, Followed)> = HashMap::new();
-        let mut last = (Instant::now(), [u64::MAX; SLOTS]);
+        let mut last: Option<[u64; SLOTS]> = None;
         let mut linger = 0;
+        let mut crowded_until: Option<Instant> = None;
         while let Some(woken) = self.sleep(&mut followed, linger) {
             let busy = self.shared.idle.load(Ordering::Acquire) == 0;
-            linger = if busy || woken { LINGER } else { linger.saturating_sub(1) };
+            linger = if busy || woken.busy { LINGER } else { linger.saturating_sub(1) };
             let now = self.shared.running.snapshot();
-            if !busy || now != last.1 {
-                last = (Instant::now(), if busy { now } else { [u64::MAX; SLOTS] });
-            } else if last.0.elapsed() >= TICK {
+            let stuck = busy && last == Some(now);
+            last = busy.then_some(now);
+            if stuck {
                 self.one_more();
-                last = (Instant::now(), [u64::MAX; SLOTS]);
+                last = None;
+            }
+            if self.crew.least < self.crew.most {
+                let at_once = Running::count(&now) > self.crew.least;
+                if at_once || woken.crowded {
+                    crowded_until = Some(Instant::now() + CROWDED);
+                    self.all();
+                } else if crowded_until.is_some_and(|until| until < Instant::now()) {
+                    crowded_until = None;
+                    self.shared.wanted.store(self.crew.least, Ordering::Relaxed);
+                }
+                if crowded_until.is_some() {
+                    linger = linger.max(1);
+                }
             }
             followed.retain(|_, (request, when)| self.follow(*request, when));
         }
     }
 
-    /// Sleeps until there is something to look at. `None` when the connection is gone, otherwise whether all workers were busy
-    /// meanwhile.
-    fn sleep(&self, followed: &mut HashMap<u64, (Interrupted, Followed)>, linger: u32) -> Option<bool> {
+    /// Sleeps until there is something to look at. `None` when the connection is gone.
+    fn sleep(&self, followed: &mut HashMap<u64, (Interrupted, Followed)>, linger: u32) -> Option<Woken> {
         let mut state = self.shared.state.lock();
         let next = followed.values().map(|(_, when)| when.next).min();
         let next = if linger > 0 { Some(Instant::now() + TICK) } else { next };
         if linger == 0 {
             self.shared.awake.store(false, Ordering::Relaxed);
         }
-        if !state.ended && state.interrupted.is_empty() && !(linger == 0 && state.busy) {
+        let is_called = state.ended || !state.interrupted.is_empty() || state.crowded;
+        if !is_called && (linger > 0 || !state.busy) {
             match next {
                 Some(next) => drop(self.shared.changed.wait_until(&mut state, next)),
                 None => self.shared.changed.wait(&mut state),
             }
         }
         self.shared.awake.store(true, Ordering::Relaxed);
-        let first = Instant::now() + TICK / 2;
+        let first = Instant::now() + SOON / 2;
         for request in std::mem::take(&mut state.interrupted) {
-            followed.insert(request.unique, (request, Followed { next: first, pause: TICK }));
+            followed.insert(request.unique, (request, Followed { next: first, pause: SOON }));
         }
-        let woken = std::mem::take(&mut state.busy);
+        let woken =
+            Woken { busy: std::mem::take(&mut state.busy), crowded: std::mem::take(&mut state.crowded) };
         if state.ended { None } else { Some(woken) }
     }
 
+    /// There is work for as many workers as there may be.
+    fn all(&self) {
+        if self.shared.wanted.swap(self.crew.most, Ordering::Relaxed) == self.crew.most {
+            return;
+        }
+        let active = {
+            let state = self.shared.state.lock();
+            state.workers - (state.parked - state.calls)
+        };
+        for _ in active..self.crew.most {
+            self.one_more();
+        }
+    }
+
     fn one_more(&self) {
+        if self.shared.call() {
+            return;
+        }
         let workers = self.shared.state.lock().workers;
         if workers >= SLOTS {
             return;
         }
-        tracing::debug!("all {workers} workers are stuck: starting one more");
-        if let Err(error) = start_worker(&self.session, &self.shared, self.workers) {
-            tracing::warn!("all {workers} workers are stuck, and no more can be started: {error}");
+        tracing::debug!("{workers} workers are busy: starting one more");
+        if let Err(error) = start_worker(&self.session, &self.shared, self.crew) {
+            tracing::warn!("{workers} workers are busy, and no more can be started: {error}");
         }
     }
 

@@ -145,6 +145,11 @@ impl Running {
         })
     }
 
+    /// How many requests are in a snapshot.
+    pub(crate) fn count(snapshot: &[u64; SLOTS]) -> usize {
+        snapshot.iter().filter(|state| **state != IDLE).count()
+    }
+
     /// What every worker is at, to see later whether any has moved on.
     pub(crate) fn snapshot(&self) -> [u64; SLOTS] {
         std::array::from_fn(|index| {

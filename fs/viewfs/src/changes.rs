@@ -84,7 +84,8 @@ impl Tree {
 
     /// Points of `except=` and `hide=` are as firm as mount points, and so is what leads to them.
     fn check_point(&self, parent: &Node, name: &OsStr, adding: bool) -> Result<()> {
-        if parent.ino == Ino::ROOT && name == crate::state::NAME && self.has_lower() {
+        let is_state = parent.ino == Ino::ROOT && name == crate::state::NAME;
+        if (is_state || name == crate::layer::FOREIGN_OPAQUE) && self.has_lower() {
             return Err(Errno::EPERM);
         }
         match parent.points.as_ref().and_then(|points| points.get(name)) {
@@ -290,7 +291,7 @@ impl Tree {
         flags: OpenFlags,
     ) -> Result<(Entry, Arc<dyn File>)> {
         let (node, entry, file) = self.add(parent, name, Kind::File, &|fs, dir, name| {
-            let (entry, file) = fs.create(dir, name, &self.real_new(new), flags)?;
+            let (entry, file) = fs.create(dir, name, &self.real_new(new), self.layer_flags(flags))?;
             Ok((self.put_virtual(fs, entry, new, || fs.unlink(dir, name))?, file))
         })?;
         let merged = MergedFile::new(self.me()?, node, file, flags, true);
@@ -352,7 +353,7 @@ impl Tree {
     ) -> Result<(Entry, Arc<dyn File>)> {
         let dir = self.dir_up(parent)?;
         let fs = self.fs(dir.layer);
-        let (entry, file) = fs.tmpfile(dir.ino, &self.real_new(new), flags)?;
+        let (entry, file) = fs.tmpfile(dir.ino, &self.real_new(new), self.layer_flags(flags))?;
         let entry = self.put_virtual(fs, entry, new, || Ok(()))?;
         let part = Part { ino: entry.ino, has_xattr_whiteouts: false, store: None, ..dir };
         let attr = self.seen(part.layer, entry.ino, entry.attr)?;
@@ -362,6 +363,11 @@ impl Tree {
         node.is_new.store(true, Ordering::Relaxed);
         let entry = Entry { ino: node.ino, generation: 0, attr: self.dress(&node, attr)? };
         Ok((entry, Arc::new(MergedFile::new(self.me()?, node, file, flags, true))))
+    }
+
+    /// How a file of a layer is opened: where its descriptor is not handed out, a host may read through what others have open to write.
+    pub(crate) fn layer_flags(&self, flags: OpenFlags) -> OpenFlags {
+        if self.rules.vstat && flags.write { OpenFlags { read: true, ..flags } } else { flags }
     }
 
     /// A new node as the layer gets it.

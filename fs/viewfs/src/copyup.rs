@@ -13,6 +13,7 @@ use veduta_api::{
     SetTime, XattrMode,
 };
 
+use crate::layer::LostOwner;
 use crate::state::{self, State, own};
 use crate::table::{LayerNumber, Node, Part, Parts};
 use crate::tree::Tree;
@@ -63,13 +64,23 @@ impl Tree {
     }
 
     fn copy_up(&self, node: &Node, to: LayerNumber, content: Content) -> Result<Part> {
+        Ok(self.copy_up_opened(node, to, content)?.0)
+    }
+
+    /// As `copy_up`, with the copy of a file as it was opened to be made, if it was made now.
+    fn copy_up_opened(
+        &self,
+        node: &Node,
+        to: LayerNumber,
+        content: Content,
+    ) -> Result<(Part, Option<Arc<dyn File>>)> {
         let _only = node.copying.lock();
         let parts = node.parts();
         if let Some(part) = parts.in_layer(to) {
             if parts.data == 0 || content == Content::MetadataOnly {
-                return Ok(part.clone());
+                return Ok((part.clone(), None));
             }
-            return self.fill(node, &parts, content);
+            return Ok((self.fill(node, &parts, content)?, None));
         }
         let state = self.state()?;
         let attr = self.attr(node)?;
@@ -80,7 +91,7 @@ impl Tree {
         let name = self.work_name();
         let made =
             self.make_copy(node, &parts, &attr, to, &name, if meta_only { None } else { Some(content) });
-        let ino = made.inspect_err(|_| self.discard(to, &name))?;
+        let (ino, file) = made.inspect_err(|_| self.discard(to, &name))?;
         let part = Part { layer: to, ino, ..parts.top().clone() };
         let part = Part { store: None, has_xattr_whiteouts: false, ..part };
         let placed = self.place_copy(node, &parts, &attr, state, &name, &part);
@@ -94,7 +105,7 @@ impl Tree {
         let at = stack.iter().position(|other| other.layer > to).unwrap_or(stack.len());
         stack.insert(at, part.clone());
         node.set_parts(Parts { stack, data: if meta_only { parts.data + 1 } else { 0 } });
-        Ok(part)
+        Ok((part, file.filter(|_| !meta_only)))
     }
 
     /// Gives a copy its name.
@@ -216,10 +227,10 @@ impl Tree {
         to: LayerNumber,
         name: &OsStr,
         content: Option<Content>,
-    ) -> Result<Ino> {
+    ) -> Result<(Ino, Option<Arc<dyn File>>)> {
         let (fs, work) = (self.fs(to), self.state()?.work);
         let virtual_ = self.rules.vstat.then(|| Override::of(attr));
-        let mut file = None;
+        let (mut file, mut from) = (None, None);
         let ino = match (node.kind, virtual_) {
             (Kind::Directory, _) => fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino,
             (Kind::Symlink, None) => {
@@ -228,7 +239,8 @@ impl Tree {
             (Kind::File, _) => {
                 let (entry, made) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
                 match content {
-                    Some(content) => self.copy_content(parts, fs, entry.ino, &*made, content)?,
+                    // It stays open for as long as its attributes are read: that way they are at hand.
+                    Some(content) => from = self.copy_content(parts, fs, entry.ino, &*made, content)?,
                     None => {
                         let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
                         fs.setattr(entry.ino, &size)?;
@@ -250,10 +262,11 @@ impl Tree {
             (kind, None) => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
         };
         self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino)?;
-        if let Some(file) = file.filter(|_| !self.rules.volatile) {
+        drop(from);
+        if let Some(file) = file.as_ref().filter(|_| !self.rules.volatile) {
             file.sync(false)?;
         }
-        Ok(ino)
+        Ok((ino, file))
     }
 
     /// Owner, attributes, mode and times, in the order in which none undoes another.
@@ -268,6 +281,7 @@ impl Tree {
     ) -> Result<()> {
         let (fs, top) = (self.fs(to), parts.top());
         let mut perm = attr.perm;
+        let mut lost = false;
         if virtual_.is_none() && (attr.uid, attr.gid) != (self.uid, self.gid) {
             let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
             match fs.setattr(ino, &owner) {
@@ -275,7 +289,10 @@ impl Tree {
                 Err(Errno::EPERM) if self.uid == 0 => return Err(Errno::EPERM),
                 // The copy is the user's own, who may not give it away, or (EINVAL) knows its owner only as nobody, in a user
                 // namespace where root is such a user too. It must not run as somebody else, then.
-                Err(Errno::EPERM | Errno::EINVAL) => perm = Perm::from_mode(perm.bits() & 0o1777),
+                Err(Errno::EPERM | Errno::EINVAL) => {
+                    perm = Perm::from_mode(perm.bits() & 0o1777);
+                    lost = true;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -289,6 +306,13 @@ impl Tree {
             let origin = format!("{st_ino} {}.{}", attr.ctime.seconds, attr.ctime.nanos);
             // Links and devices of users have no place for it; their number changes with the next mount.
             let _ = fs.setxattr(ino, &mark, origin.as_bytes(), XattrMode::Set);
+        }
+        if lost {
+            let now = fs.getattr(ino)?;
+            let owner =
+                LostOwner { was: (attr.uid, attr.gid), perm: attr.perm.bits(), copy: (now.uid, now.gid) };
+            let mark = self.rules.prefix.name("veduta.owner");
+            let _ = fs.setxattr(ino, &mark, owner.to_mark().as_bytes(), XattrMode::Set);
         }
         let perm = (attr.kind != Kind::Symlink || virtual_.is_some()).then_some(perm);
         let (atime, mtime) = (Some(SetTime::To(attr.atime)), Some(SetTime::To(attr.mtime)));
@@ -353,7 +377,7 @@ impl Tree {
         ino: Ino,
         to: &dyn File,
         content: Content,
-    ) -> Result<()> {
+    ) -> Result<Option<Arc<dyn File>>> {
         let part = parts.content();
         let attr = self.fs(part.layer).getattr(part.ino)?;
         let len = match content {
@@ -361,13 +385,13 @@ impl Tree {
             Content::MetadataOnly => attr.size,
         };
         if len == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let from = self.fs(part.layer).open(part.ino, OpenFlags::READ)?;
-        if len == attr.size && self.reflink(&*from, to) {
-            return Ok(());
+        if len < attr.size || !self.reflink(&*from, to) {
+            copy_extents(&*from, fs, ino, to, &attr, len)?;
         }
-        copy_extents(&*from, fs, ino, to, &attr, len)
+        Ok(Some(from))
     }
 
     /// Has the two files share their content.
@@ -385,8 +409,17 @@ impl Tree {
 
     /// Opens a file to write, where that is done.
     pub(crate) fn open_up(&self, node: &Arc<Node>, flags: OpenFlags) -> Result<Arc<dyn File>> {
-        let part = self.node_up(node, Content::UpTo(u64::MAX))?;
-        self.fs(part.layer).open(part.ino, flags)
+        let content = Content::UpTo(u64::MAX);
+        let below = node.write_to.filter(|to| node.parts().top().layer > *to);
+        let (part, made) = match below {
+            Some(to) => self.copy_up_opened(node, to, content)?,
+            None => (self.node_up(node, content)?, None),
+        };
+        // Whoever is handed the descriptor itself must not be able to do more with it than was asked for.
+        match made {
+            Some(made) if !self.rules.real_numbers || flags.read && flags.write => Ok(made),
+            _ => self.fs(part.layer).open(part.ino, self.layer_flags(flags)),
+        }
     }
 }
 

@@ -78,8 +78,10 @@ impl File for MergedFile {
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
         self.now().ioctl(ioctl)
     }
+    /// In a view `fstat(2)` on the descriptor itself would tell the real owner and mode.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
-        self.now().backing()
+        let rules = &self.tree.rules;
+        if rules.vstat && rules.real_numbers { None } else { self.now().backing() }
     }
     fn backing_may_change(&self) -> bool {
         !self.is_final

@@ -10,6 +10,7 @@
 //! | `whiteout` | an empty file | there is no such name (otherwise a character device 0/0 says so) |
 //! | `impure` | a directory | it holds what was copied up, whose inode numbers come from below |
 //! | `veduta.origin` | what was copied up | the inode number that it had below, and the time of its last change there: `N SECONDS.NANOSECONDS` |
+//! | `veduta.owner` | a user's copy of somebody else's node | owner, group and octal mode that it had below, and owner and group of the copy |
 //! | `veduta.names` | a file with hard links that was copied up | how many names it has in the merged tree |
 //! | `veduta.layers` | the root of an upper layer | the layers below it, one path a line |
 //!
@@ -20,6 +21,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use veduta_api::{Attr, Device, Errno, Filesystem, Ino, Kind, Result};
+
+/// A file by which fuse-overlayfs says once more that a directory is opaque: its attribute says so too. It is not shown.
+pub(crate) const FOREIGN_OPAQUE: &str = ".wh..wh..opq";
 
 /// One tree.
 pub(crate) struct Layer {
@@ -91,6 +95,45 @@ pub(crate) struct Marks {
     /// Seconds and nanoseconds of the last change of what was copied up.
     pub(crate) base: Option<(i64, u32)>,
     pub(crate) names: Option<u32>,
+    pub(crate) owner: Option<LostOwner>,
+}
+
+/// Whose a node was of which a user has made a copy that is the user's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LostOwner {
+    /// Owner and group below.
+    pub(crate) was: (u32, u32),
+    /// The mode below; the copy has it without set-id bits.
+    pub(crate) perm: u32,
+    /// Owner and group of the copy.
+    pub(crate) copy: (u32, u32),
+}
+
+impl LostOwner {
+    pub(crate) fn to_mark(self) -> String {
+        let Self { was, perm, copy } = self;
+        format!("{} {} {perm:o} {} {}", was.0, was.1, copy.0, copy.1)
+    }
+
+    fn parse(value: &[u8]) -> Option<Self> {
+        let words: Vec<&str> = std::str::from_utf8(value).ok()?.split(' ').collect();
+        let [uid, gid, perm, copy_uid, copy_gid] = words.as_slice() else { return None };
+        Some(Self {
+            was: (uid.parse().ok()?, gid.parse().ok()?),
+            perm: u32::from_str_radix(perm, 8).ok()?,
+            copy: (copy_uid.parse().ok()?, copy_gid.parse().ok()?),
+        })
+    }
+
+    /// What of a copy is as it was before, as far as the copy could keep it, shown as it was.
+    pub(crate) fn restore(self, before: &Attr, after: &mut Attr) {
+        if self.was == (before.uid, before.gid) && self.copy == (after.uid, after.gid) {
+            (after.uid, after.gid) = self.was;
+            if self.perm == before.perm.bits() && after.perm.bits() == self.perm & 0o1777 {
+                after.perm = before.perm;
+            }
+        }
+    }
 }
 
 /// Under which prefix marks are kept.
@@ -171,6 +214,7 @@ impl Prefix {
                     marks.base = seconds.zip(nanos);
                 }
                 Some(b"veduta.names") => marks.names = number(&value),
+                Some(b"veduta.owner") => marks.owner = LostOwner::parse(&value),
                 Some(_) => {}
             }
         }
@@ -193,6 +237,28 @@ mod tests {
         assert_eq!(Redirect::parse(b"/a/b c"), path(&["a", "b c"]));
         for nonsense in [&b""[..], b"/", b"..", b"a/b", b"/a//b", b"/a/../b", b"/.", b"a\0", b"/a/"] {
             assert_eq!(Redirect::parse(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_owner_is_no_change_until_somebody_makes_one() {
+        let lost = LostOwner { was: (0, 8), perm: 0o4755, copy: (1000, 1000) };
+        assert_eq!(LostOwner::parse(lost.to_mark().as_bytes()), Some(lost));
+        assert!(LostOwner::parse(b"0 8 4755 1000").is_none() && LostOwner::parse(b"0 8 9 1 1").is_none());
+        let attr = |uid, gid, mode| {
+            let mut attr = Attr::new(1, Kind::File, veduta_api::Perm::from_mode(mode));
+            (attr.uid, attr.gid) = (uid, gid);
+            attr
+        };
+        let before = attr(0, 8, 0o4755);
+        for (after, shown) in [
+            (attr(1000, 1000, 0o755), before),
+            (attr(1000, 1000, 0o700), attr(0, 8, 0o700)),
+            (attr(1000, 50, 0o755), attr(1000, 50, 0o755)),
+        ] {
+            let mut restored = after;
+            lost.restore(&before, &mut restored);
+            assert_eq!(restored, shown);
         }
     }
 

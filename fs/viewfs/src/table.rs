@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{Errno, Ino, Kind, Result};
@@ -72,9 +72,39 @@ pub(crate) struct Node {
     pub(crate) names_lost: AtomicU32,
     /// Made through this mount.
     pub(crate) is_new: AtomicBool,
+    /// Which of [`ASKED_OFTEN`] it does not have, in the low bits; above them a count of changes.
+    absent: AtomicU32,
 }
 
+/// Attributes that the kernel asks for again and again.
+const ASKED_OFTEN: [&str; 3] = ["security.capability", "system.posix_acl_access", "system.posix_acl_default"];
+
 impl Node {
+    fn absent_bit(name: &OsStr) -> Option<u32> {
+        ASKED_OFTEN.iter().position(|often| name == *often).map(|at| 1 << at)
+    }
+
+    /// Whether it is known not to have an attribute.
+    pub(crate) fn lacks(&self, name: &OsStr) -> bool {
+        Self::absent_bit(name).is_some_and(|bit| self.absent.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Asks for an attribute, and remembers that there is none unless one was set meanwhile.
+    pub(crate) fn ask_attribute<T>(&self, name: &OsStr, ask: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.absent.load(Ordering::Acquire);
+        let answer = ask();
+        if let (Err(Errno::ENODATA), Some(bit)) = (&answer, Self::absent_bit(name)) {
+            let _ = self.absent.compare_exchange(before, before | bit, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// An attribute was set.
+    pub(crate) fn attributes_changed(&self) {
+        let next = |now: u32| Some((now | ((1 << ASKED_OFTEN.len()) - 1)).wrapping_add(1));
+        let _ = self.absent.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
+    }
+
     pub(crate) fn parts(&self) -> Arc<Parts> {
         Arc::clone(&self.parts.read())
     }
@@ -110,6 +140,7 @@ impl Draft {
             names_count: self.names_count.into(),
             names_lost: 0.into(),
             is_new: self.is_new.into(),
+            absent: 0.into(),
         })
     }
 }

@@ -24,7 +24,7 @@ use veduta_api::{
 use veduta_tree::listing::{Listed, Listing};
 
 use crate::file::MergedFile;
-use crate::layer::{Layer, Marks, Prefix, Redirect, is_whiteout};
+use crate::layer::{self, Layer, Marks, Prefix, Redirect, is_whiteout};
 use crate::points::{Point, Points};
 use crate::state::{self, State};
 use crate::store;
@@ -389,6 +389,9 @@ impl Tree {
 
     /// Whether a name is ours, or the family's.
     fn is_hidden(&self, parent: &Node, name: &OsStr) -> bool {
+        if name == layer::FOREIGN_OPAQUE && self.union > 1 {
+            return true;
+        }
         parent.ino == Ino::ROOT
             && (name == state::NAME && self.union > 1
                 || name == store::NAME && parent.parts().top().store.is_some())
@@ -553,6 +556,15 @@ impl Tree {
         self.dress(node, attr)
     }
 
+    fn attribute(&self, node: &Node, name: &OsStr) -> Result<Vec<u8>> {
+        if !self.rules.shared && node.lacks(name) {
+            return Err(Errno::ENODATA);
+        }
+        let parts = node.parts();
+        let top = parts.top();
+        node.ask_attribute(name, || self.fs(top.layer).getxattr(top.ino, &self.rules.prefix.to_layer(name)))
+    }
+
     /// Where a node is, if a store of the family may say something of it.
     fn stored_place(&self, node: &Node) -> Option<(Arc<Node>, OsString)> {
         let table = self.table.lock();
@@ -686,7 +698,7 @@ impl Tree {
                 gone.extend(stored.iter().cloned());
             }
             for entry in self.list_part(part, None)? {
-                if gone.contains(&entry.name) {
+                if gone.contains(&entry.name) || entry.name == layer::FOREIGN_OPAQUE && self.union > 1 {
                     continue;
                 }
                 if self.has_below(part.layer) && self.is_whiteout_entry(part, &entry)? {
@@ -893,10 +905,7 @@ impl Filesystem for Tree {
         if self.rules.vstat && vstat::is_ours(name) {
             return Err(Errno::ENODATA);
         }
-        let node = self.node(ino)?;
-        let parts = node.parts();
-        let top = parts.top();
-        self.fs(top.layer).getxattr(top.ino, &self.rules.prefix.to_layer(name))
+        self.attribute(&*self.node(ino)?, name)
     }
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<OsString>> {
@@ -913,16 +922,17 @@ impl Filesystem for Tree {
             return Err(Errno::EPERM);
         }
         let kept = self.rules.prefix.to_layer(name);
-        self.change(&*self.node(ino)?, |fs, ino| fs.setxattr(ino, &kept, value, mode))
+        let node = self.node(ino)?;
+        let set = self.change(&node, |fs, ino| fs.setxattr(ino, &kept, value, mode));
+        node.attributes_changed();
+        set
     }
 
     fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         // What is not there is not copied up for its removal: a host asks for capabilities to go at every first write.
         let node = self.node(ino)?;
         let kept = self.rules.prefix.to_layer(name);
-        let parts = node.parts();
-        let top = parts.top();
-        self.fs(top.layer).getxattr(top.ino, &kept)?;
+        self.attribute(&node, name)?;
         self.change(&node, |fs, ino| fs.removexattr(ino, &kept))
     }
 }

@@ -451,8 +451,10 @@ impl Walk<'_, '_> {
         }
         match &self.place {
             Place::Tree(node, _) => {
-                let rest = &path[node.mount.target.len()..];
-                if excepted(&node.mount, rest) {
+                // A mount that is seen through a bind of what it lies in has another path there than its own, where nothing is excepted.
+                let rest =
+                    path.strip_prefix(node.mount.target.as_slice()).filter(|rest| rest.starts_with(b"/"));
+                if rest.is_some_and(|rest| excepted(&node.mount, rest)) {
                     let place = walker.locate_in(&node.mount.before, path)?;
                     return Ok(Some((place, None)));
                 }

@@ -4,6 +4,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
 
 use crate::dev_fuse::DevFuse;
 use crate::passthrough::BackingId;
@@ -45,6 +49,13 @@ impl Channel {
                 Err(err) => return Err(err),
             }
         }
+    }
+
+    /// Whether a read would find a request now.
+    pub(crate) fn is_pending(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+            && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
     }
 
     /// Returns a sender object for this channel. The sender object can be

@@ -105,6 +105,11 @@ impl<FS: Filesystem> Worker<FS> {
         }
     }
 
+    /// Whether a request lies there that nobody has received yet.
+    pub fn is_pending(&self) -> bool {
+        self.ch.is_pending()
+    }
+
     /// Dispatches the request that `receive` found, on this thread.
     pub fn dispatch(&mut self) {
         let data = self.buf.as_mut().get(..self.len).unwrap_or_default();

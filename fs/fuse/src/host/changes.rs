@@ -18,7 +18,14 @@ impl Host {
         if changes.size.is_some_and(|size| size > self.facts.size_max) {
             return Err(Errno::EFBIG);
         }
-        let attr = self.fs.setattr(ino, changes)?;
+        let attr = {
+            // Not while its content is on the way to the kernel's cache: that would make it longer again.
+            let mut writers = changes.size.map(|_| self.writers.lock());
+            if let Some(writers) = &mut writers {
+                writers.count += 1;
+            }
+            self.fs.setattr(ino, changes)?
+        };
         if changes.drop_set_id {
             let _ = self.fs.removexattr(ino, OsStr::new(CAPABILITY));
         }
@@ -115,7 +122,7 @@ impl Host {
     /// Has the kernel send what it holds back of a file. It does so by itself before most operations that need it, but not before
     /// `SEEK_DATA` and `SEEK_HOLE` (Linux 6.18), and would then take new data for a hole. Dropping cached pages writes them first.
     pub(super) fn fetch_held_back(&self, ino: Ino) {
-        if !self.policy.writeback || !self.writers.lock().contains_key(&ino) {
+        if !self.policy.writeback || !self.writers.lock().by_ino.contains_key(&ino) {
             return;
         }
         if let Some(Err(error)) = self.notifier.get().map(|kernel| kernel.inval_inode(INodeNo(ino.0), 0, 0)) {

@@ -12,6 +12,9 @@ use super::{Answer, CAPABILITY, Host};
 use crate::handles::{DataPath, OpenFile};
 use crate::listing::Listing;
 
+/// Bytes; what a file may have to be read when it is opened.
+const SMALL_FILE: usize = 128 << 10;
+
 impl Host {
     /// The file of a request: by its handle or, where nothing is ever opened, by its node.
     pub(super) fn file(&self, ino: INodeNo, handle: FileHandle) -> Result<Arc<OpenFile>> {
@@ -65,6 +68,40 @@ impl Host {
         self.backings.enter(ino, direct, register)
     }
 
+    /// Puts a small file into the kernel's cache when it is first opened, so that reading it asks for nothing.
+    ///
+    /// Nobody may have written it meanwhile: what opens a file to write, or cuts one, is counted under `writers`, which is held while
+    /// content that is known to be the newest goes to the kernel. The kernel reads nothing of the node by itself before the first
+    /// opening is answered, so that no page is waited for which this thread should fill.
+    pub(super) fn fill_cache(&self, ino: Ino, file: &dyn File, path: &DataPath) {
+        let may_fill = self.facts.backing && !self.policy.shared && matches!(path, DataPath::Cached);
+        if !may_fill || !self.filled.lock().insert(ino) {
+            return;
+        }
+        let before = {
+            let writers = self.writers.lock();
+            if writers.by_ino.contains_key(&ino) {
+                return;
+            }
+            writers.count
+        };
+        super::READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() <= SMALL_FILE {
+                buffer.resize(SMALL_FILE + 1, 0);
+            }
+            let read = file.read_at(&mut buffer[..=SMALL_FILE], 0);
+            let Some(len) = read.ok().filter(|len| (1..=SMALL_FILE).contains(len)) else { return };
+            let writers = self.writers.lock();
+            if writers.count != before {
+                return;
+            }
+            let stored = self.notifier.get().map(|kernel| kernel.store(INodeNo(ino.0), 0, &buffer[..len]));
+            if let Some(Err(error)) = stored {
+                tracing::debug!("the kernel does not take content ahead: {error}");
+            }
+        });
+    }
+
     pub(super) fn open_flags(&self, path: &DataPath, writable: bool) -> FopenFlags {
         let mut flags = FopenFlags::empty();
         match path {
@@ -72,7 +109,9 @@ impl Host {
             DataPath::Cached if !self.policy.shared => flags |= FopenFlags::FOPEN_KEEP_CACHE,
             DataPath::Cached | DataPath::Backing(_) => {}
         }
-        if !writable && !self.facts.remote_locks {
+        // Writes to a backing file are not put off by anybody but the kernel.
+        let is_passed = matches!(path, DataPath::Backing(_));
+        if (!writable || is_passed) && !self.facts.remote_locks {
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         flags
@@ -103,20 +142,22 @@ impl Host {
 
     /// Puts a file into the table of handles.
     pub(super) fn keep(&self, file: OpenFile) -> u64 {
-        if file.writable && self.policy.writeback {
-            *self.writers.lock().entry(file.ino).or_default() += 1;
+        if file.writable {
+            let mut writers = self.writers.lock();
+            writers.count += 1;
+            *writers.by_ino.entry(file.ino).or_default() += 1;
         }
         self.files.insert(file)
     }
 
     pub(super) fn close(&self, handle: u64) {
         let Some(file) = self.files.remove(handle) else { return };
-        if file.writable && self.policy.writeback {
+        if file.writable {
             let mut writers = self.writers.lock();
-            if let Some(count) = writers.get_mut(&file.ino) {
+            if let Some(count) = writers.by_ino.get_mut(&file.ino) {
                 *count -= 1;
                 if *count == 0 {
-                    writers.remove(&file.ino);
+                    writers.by_ino.remove(&file.ino);
                 }
             }
         }
@@ -184,7 +225,10 @@ impl Host {
         };
         let path = self.data_path(entry.ino, &file, false, false);
         let open_flags = self.open_flags(&path, flags.write);
-        let handle = self.keep(self.open_file(entry.ino, file, flags.write, path.clone()));
+        let opened = self.open_file(entry.ino, file, flags.write, path.clone());
+        // What was just made has no capabilities.
+        opened.uncapped.store(self.capabilities.load(Ordering::Acquire), Ordering::Release);
+        let handle = self.keep(opened);
         let sent = reply.created(
             INodeNo(entry.ino.0),
             Generation(entry.generation),

@@ -105,6 +105,7 @@ impl fuser::Filesystem for Host {
             return;
         }
         self.by_ino.remove(Ino(ino.0));
+        self.filled.lock().remove(&Ino(ino.0));
         self.forget_quietly(Ino(ino.0), count);
     }
 
@@ -308,6 +309,9 @@ impl fuser::Filesystem for Host {
             let passes = self.policy.passthrough && self.facts.backing;
             let privileged = wanted.write && passes && self.is_privileged(node);
             let path = self.data_path(node, &file, unsized_, privileged);
+            if !wanted.write {
+                self.fill_cache(node, &*file, &path);
+            }
             Ok(Opened::File(self.open_file(node, file, wanted.write, path)))
         });
         match answer {

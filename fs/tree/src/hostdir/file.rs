@@ -9,15 +9,28 @@ use veduta_api::{Allocate, Errno, File, Ioctl, Result, Seek};
 
 use super::{errno, proc_path};
 
-pub(super) struct HostFile(StdFile);
+pub(super) struct HostFile {
+    file: StdFile,
+    is_writable: bool,
+}
+
+impl AsFd for HostFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
 
 impl HostFile {
-    pub(super) fn new(file: StdFile) -> Self {
-        Self(file)
+    pub(super) fn new(file: StdFile, is_writable: bool) -> Self {
+        Self { file, is_writable }
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.is_writable
     }
 
     pub(super) fn set_size(&self, size: u64) -> Result<()> {
-        rustix::fs::ftruncate(&self.0, size).map_err(errno)
+        rustix::fs::ftruncate(&self.file, size).map_err(errno)
     }
 }
 
@@ -45,7 +58,7 @@ impl File for HostFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(len) => done += len,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -58,7 +71,7 @@ impl File for HostFile {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
-            match self.0.write_at(&buf[done..], offset + done as u64) {
+            match self.file.write_at(&buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(len) => done += len,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -70,7 +83,8 @@ impl File for HostFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        if data_only { rustix::fs::fdatasync(&self.0) } else { rustix::fs::fsync(&self.0) }.map_err(errno)
+        if data_only { rustix::fs::fdatasync(&self.file) } else { rustix::fs::fsync(&self.file) }
+            .map_err(errno)
     }
 
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
@@ -87,14 +101,14 @@ impl File for HostFile {
             Allocate::Collapse => FallocateFlags::COLLAPSE_RANGE,
             Allocate::Insert => FallocateFlags::INSERT_RANGE,
         };
-        rustix::fs::fallocate(&self.0, flags, offset, len).map_err(errno)
+        rustix::fs::fallocate(&self.file, flags, offset, len).map_err(errno)
     }
 
     /// On a descriptor of its own: this one may have been handed to a process, whose position it would move.
     fn seek(&self, what: Seek, offset: u64) -> Result<u64> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let own =
-            rustix::fs::open(proc_path(&self.0), flags, Mode::empty()).map_err(|_| Errno::EOPNOTSUPP)?;
+            rustix::fs::open(proc_path(&self.file), flags, Mode::empty()).map_err(|_| Errno::EOPNOTSUPP)?;
         let from = match what {
             Seek::Data => SeekFrom::Data(offset),
             Seek::Hole => SeekFrom::Hole(offset),
@@ -103,7 +117,7 @@ impl File for HostFile {
     }
 
     fn backing(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.as_fd())
+        Some(self.file.as_fd())
     }
 }
 

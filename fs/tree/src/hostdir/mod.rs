@@ -23,7 +23,7 @@ mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File as StdFile;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -58,10 +58,27 @@ pub struct HostDir {
     table: Mutex<Table>,
 }
 
+/// A descriptor of a node.
+enum NodeFd {
+    /// One for names only.
+    Kept(Arc<OwnedFd>),
+    /// That of somebody who has the file open.
+    Open(Arc<HostFile>),
+}
+
+impl AsFd for NodeFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            NodeFd::Kept(fd) => fd.as_fd(),
+            NodeFd::Open(file) => file.as_fd(),
+        }
+    }
+}
+
 /// What a node can be reached by.
 enum Handle {
     /// The node itself.
-    Own(Arc<OwnedFd>),
+    Own(NodeFd),
     /// A directory, and a name in it under which the node was last seen.
     Named(Arc<OwnedFd>, OsString),
 }
@@ -119,12 +136,20 @@ impl HostDir {
         Ok(fd)
     }
 
+    /// A descriptor of a node, for what works on those of open files too. With `names` held.
+    fn any_fd(&self, ino: Ino) -> Result<NodeFd> {
+        if let Some(fd) = self.table.lock().at_hand(ino) {
+            return Ok(fd);
+        }
+        Ok(NodeFd::Kept(self.fd(ino)?))
+    }
+
     /// What a node can be reached by with the fewest system calls. With `names` held.
     fn handle(&self, ino: Ino) -> Result<(Handle, Identity)> {
         let (place, identity) = {
             let mut table = self.table.lock();
             let identity = table.identity(ino)?;
-            if let Some(fd) = table.kept(ino) {
+            if let Some(fd) = table.at_hand(ino) {
                 return Ok((Handle::Own(fd), identity));
             }
             table.place(ino)?
@@ -173,19 +198,21 @@ impl HostDir {
     /// Gives a node that was just made the owner and the mode that it is to have, where the kernel chose others. Where the
     /// directory has a default ACL, the mode is the kernel's to choose.
     fn finish(&self, fd: &OwnedFd, stat: &Statx, new: &NewNode, inherits: bool) -> Result<Statx> {
+        let mut stat = *stat;
         if (stat.stx_uid, stat.stx_gid) != (new.uid, new.gid) {
             let (uid, gid) = (Uid::from_raw(new.uid), Gid::from_raw(new.gid));
             rustix::fs::chownat(fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(errno)?;
+            // The kernel drops set-id bits with a change of owner.
+            stat = stat_fd(fd)?;
         }
-        // The kernel drops set-id bits with a change of owner.
-        let stat = stat_fd(fd)?;
         let wanted = new.masked().bits();
         let is_symlink = Kind::from_mode(stat.stx_mode.into()) == Some(Kind::Symlink);
         // The process's own umask, and the set-group-id bit of a directory, may have changed it.
         if !inherits && !is_symlink && u32::from(stat.stx_mode) & 0o7777 != wanted {
             chmod(fd, wanted)?;
+            stat = stat_fd(fd)?;
         }
-        stat_fd(fd)
+        Ok(stat)
     }
 
     /// Makes a node by `make`, which is given the directory, and enters it. What cannot be made right is removed again.
@@ -276,10 +303,8 @@ impl Filesystem for HostDir {
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
         let _names = self.names.read();
         let fd = self.reopen(ino, open_flags(flags))?;
-        let file = Arc::new(HostFile::new(StdFile::from(fd)));
-        if flags.write {
-            self.table.lock().remember_writer(ino, &file);
-        }
+        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
+        self.table.lock().remember_open(ino, &file);
         Ok(file)
     }
 
@@ -337,7 +362,7 @@ impl Filesystem for HostDir {
         if let Some(size) = changes.size {
             self.truncate(ino, size)?;
         }
-        let fd = self.fd(ino)?;
+        let fd = self.any_fd(ino)?;
         set_owner_and_mode(&fd, changes)?;
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {
@@ -367,10 +392,8 @@ impl Filesystem for HostDir {
                 let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
             })?;
         let entry = self.enter(parent, name, &stat);
-        let file = Arc::new(HostFile::new(StdFile::from(fd)));
-        if flags.write {
-            self.table.lock().remember_writer(entry.ino, &file);
-        }
+        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
+        self.table.lock().remember_open(entry.ino, &file);
         Ok((entry, file))
     }
 
@@ -409,11 +432,11 @@ impl Filesystem for HostDir {
         let stat = self.finish(&fd, &stat_fd(&fd)?, new, inherits)?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let kept = rustix::fs::open(proc_path(&fd), flags, Mode::empty()).map_err(errno)?;
-        let file = Arc::new(HostFile::new(StdFile::from(fd)));
+        let file = Arc::new(HostFile::new(StdFile::from(fd), true));
         let mut table = self.table.lock();
         let ino = table.enter(self.identity(&stat), None);
         table.pin(ino, Arc::new(kept));
-        table.remember_writer(ino, &file);
+        table.remember_open(ino, &file);
         Ok((Entry { ino, generation: 0, attr: attr(&stat) }, file))
     }
 
@@ -455,7 +478,7 @@ impl Filesystem for HostDir {
     fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         check_xattr_name(name)?;
         let _names = self.names.read();
-        let fd = self.fd(ino)?;
+        let fd = self.any_fd(ino)?;
         let mut value = vec![0; 256];
         loop {
             match rustix::fs::getxattr(proc_path(&fd), name, &mut value[..]) {
@@ -472,7 +495,7 @@ impl Filesystem for HostDir {
 
     fn listxattr(&self, ino: Ino) -> Result<Vec<OsString>> {
         let _names = self.names.read();
-        let fd = self.fd(ino)?;
+        let fd = self.any_fd(ino)?;
         let path = proc_path(&fd);
         let mut list = vec![0; 512];
         let len = match rustix::fs::listxattr(&path, &mut list[..]) {
@@ -491,7 +514,7 @@ impl Filesystem for HostDir {
     fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         check_xattr_name(name)?;
         let _names = self.names.read();
-        let fd = self.fd(ino)?;
+        let fd = self.any_fd(ino)?;
         let flags = match mode {
             XattrMode::Set => XattrFlags::empty(),
             XattrMode::Create => XattrFlags::CREATE,
@@ -503,7 +526,7 @@ impl Filesystem for HostDir {
     fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         check_xattr_name(name)?;
         let _names = self.names.read();
-        rustix::fs::removexattr(proc_path(&*self.fd(ino)?), name).map_err(errno)
+        rustix::fs::removexattr(proc_path(&self.any_fd(ino)?), name).map_err(errno)
     }
 }
 
@@ -551,27 +574,32 @@ fn list(dir: &OwnedFd) -> Result<Vec<Listed>> {
     Ok(found)
 }
 
-fn set_owner_and_mode(fd: &OwnedFd, changes: &SetAttr) -> Result<()> {
-    let before = stat_fd(fd)?;
+fn set_owner_and_mode(fd: &impl AsFd, changes: &SetAttr) -> Result<()> {
     let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
-    if uid.is_some() || gid.is_some() {
+    let owner = uid.is_some() || gid.is_some();
+    if !owner && !changes.drop_set_id {
+        return changes.perm.map_or(Ok(()), |perm| chmod(fd, perm.bits()));
+    }
+    let before = stat_fd(fd)?;
+    if owner {
         rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH).map_err(errno)?;
     }
     let is_symlink = Kind::from_mode(before.stx_mode.into()) == Some(Kind::Symlink);
     if is_symlink && changes.perm.is_none() {
         return Ok(());
     }
-    let wanted = changes.perm.unwrap_or(Perm::from_mode(before.stx_mode.into()));
+    let had = Perm::from_mode(before.stx_mode.into());
+    let wanted = changes.perm.unwrap_or(had);
     let wanted = if changes.drop_set_id { without_set_id(wanted) } else { wanted };
     // The kernel drops set-user-id with a change of owner on its own account, whether or not that is wanted here.
-    let now = if uid.is_some() || gid.is_some() { stat_fd(fd)? } else { before };
+    let now = if owner && had.bits() & 0o6000 != 0 { stat_fd(fd)? } else { before };
     if changes.perm.is_some() || u32::from(now.stx_mode) & 0o7777 != wanted.bits() {
         chmod(fd, wanted.bits())?;
     }
     Ok(())
 }
 
-fn chmod(fd: &OwnedFd, mode: u32) -> Result<()> {
+fn chmod(fd: &impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmodat(CWD, proc_path(fd), Mode::from_raw_mode(mode), AtFlags::empty()).map_err(errno)
 }
 
@@ -581,7 +609,7 @@ fn proc_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
-fn stat_fd(fd: &OwnedFd) -> Result<Statx> {
+fn stat_fd(fd: &impl AsFd) -> Result<Statx> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted).map_err(errno)
 }

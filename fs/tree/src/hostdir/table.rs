@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use veduta_api::{Errno, Ino, Result};
 
+use super::NodeFd;
 use super::file::HostFile;
 use crate::listing::Listing;
 
@@ -41,7 +42,7 @@ struct Node {
     is_pinned: bool,
     /// Whether the descriptor was used since the last look at it.
     is_recent: bool,
-    writers: Vec<Weak<HostFile>>,
+    opened: Vec<Weak<HostFile>>,
     listing: Option<Arc<Listing>>,
 }
 
@@ -252,15 +253,24 @@ impl Table {
         }
     }
 
-    pub(super) fn remember_writer(&mut self, ino: Ino, file: &Arc<HostFile>) {
+    pub(super) fn remember_open(&mut self, ino: Ino, file: &Arc<HostFile>) {
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.writers.retain(|writer| writer.strong_count() > 0);
-            node.writers.push(Arc::downgrade(file));
+            node.opened.retain(|file| file.strong_count() > 0);
+            node.opened.push(Arc::downgrade(file));
         }
     }
 
+    /// A file that is open for writing.
     pub(super) fn writer(&self, ino: Ino) -> Option<Arc<HostFile>> {
-        self.nodes.get(&ino)?.writers.iter().find_map(Weak::upgrade)
+        self.nodes.get(&ino)?.opened.iter().filter_map(Weak::upgrade).find(|file| file.is_writable())
+    }
+
+    /// A descriptor of a node, if there is any.
+    pub(super) fn at_hand(&mut self, ino: Ino) -> Option<NodeFd> {
+        if let Some(fd) = self.kept(ino) {
+            return Some(NodeFd::Kept(fd));
+        }
+        self.nodes.get(&ino)?.opened.iter().find_map(Weak::upgrade).map(NodeFd::Open)
     }
 
     pub(super) fn listing(&mut self, ino: Ino) -> Result<Arc<Listing>> {
@@ -283,7 +293,7 @@ impl Node {
             fd: None,
             is_pinned: false,
             is_recent: false,
-            writers: Vec::new(),
+            opened: Vec::new(),
             listing: None,
         }
     }

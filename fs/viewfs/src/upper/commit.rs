@@ -3,6 +3,10 @@
 //! Each path is done by itself: a file is made whole in a work directory of the layer below, brought to the disk, and takes its name by
 //! one rename. Then it goes from the upper layer. Whenever the program is killed, a path is as it was or as it shall be, and the next
 //! commit does the rest: what is the same on both sides is no difference any more.
+//!
+//! The work directory is in the root of the layer below. Where that is on another filesystem than the path, or may not be written, as `/`
+//! by an ordinary user, it is in the directory of the path itself, for as long as paths of that directory are done. What
+//! a killed commit leaves there the next one removes: all such directories are those that the upper layer has too.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -10,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use veduta_api::{
-    Attr, Entry, Errno, Filesystem, Ino, Kind, MountError, NewNode, OpenFlags, RenameFlags, Result, SetAttr,
-    SetTime, XattrMode,
+    Attr, Device, Entry, Errno, Filesystem, Ino, Kind, MountError, NewNode, OpenFlags, Perm, RenameFlags,
+    Result, SetAttr, SetTime, XattrMode,
 };
 
 use super::diff::{Comparison, xattrs};
@@ -41,9 +45,12 @@ pub struct Outcome {
 struct Commit<'a> {
     merged: &'a Tree,
     /// The layer below.
-    fs: &'a dyn Filesystem,
+    fs: &'a Arc<dyn Filesystem>,
     root: Ino,
-    work: Ino,
+    /// The work directory in the root, and its filesystem; `None` if none can be made there.
+    home: Option<(State, Option<Device>)>,
+    /// That of another directory.
+    near: Option<(Ino, State)>,
     /// Files that were committed under one name, by their number in the merged tree.
     linked: HashMap<u64, Ino>,
 }
@@ -105,18 +112,18 @@ impl Upper {
             outcome.done = if dry_run { changes } else { Vec::new() };
             return Ok(outcome);
         }
-        let theirs = State::begin(Arc::clone(&lower.tree), lower.root)
-            .map_err(|error| super::named("the layer below", &error))?;
-        let mut commit = Commit {
-            merged: &merged,
-            fs: &*lower.tree,
-            root: lower.root,
-            work: theirs.work,
-            linked: HashMap::new(),
+        let device = lower.tree.getattr(lower.root).map_or(None, |attr| attr.st_dev);
+        let home = match State::begin(Arc::clone(&lower.tree), lower.root) {
+            Ok(state) => Some((state, device)),
+            Err(error) if matches!(error.errno, Errno::EACCES | Errno::EPERM | Errno::EROFS) => None,
+            Err(error) => return Err(super::named("the layer below", &error)),
         };
-        let applied = commit.all(changes, &mut outcome, watch);
+        let fs = &lower.tree;
+        let mut commit =
+            Commit { merged: &merged, fs, root: lower.root, home, near: None, linked: HashMap::new() };
+        let applied = self.clear_leftovers(lower).and_then(|()| commit.all(changes, &mut outcome, watch));
         let synced = lower.tree.sync();
-        theirs.end();
+        commit.end();
         applied?;
         synced.map_err(|errno| MountError::system(errno, format!("the layer below: {}", errno.desc())))?;
         if wanted.is_empty() {
@@ -163,6 +170,26 @@ impl Upper {
         }
     }
 
+    /// Removes the work directories that a killed commit has left in directories of the layer below.
+    fn clear_leftovers(&self, lower: &crate::Place) -> Result<(), MountError> {
+        let mut tasks = vec![(PathBuf::new(), self.place.root, lower.root)];
+        while let Some((path, ours, theirs)) = tasks.pop() {
+            let failed = |errno: Errno| failed(&path, errno);
+            if theirs != lower.root && find_directory(&*lower.tree, theirs, state::NAME.as_ref()).is_some() {
+                State::begin(Arc::clone(&lower.tree), theirs)
+                    .map_err(|error| super::named("the layer below", &error))?
+                    .end();
+            }
+            for name in super::raw_names(self.fs(), ours).map_err(failed)? {
+                let pair = find_directory(self.fs(), ours, &name).filter(|_| name != state::NAME);
+                if let Some((ours, theirs)) = pair.zip(find_directory(&*lower.tree, theirs, &name)) {
+                    tasks.push((super::path_of(&path, &name), ours, theirs));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes out of the layer what is below now.
     fn forget_done(&self, state: &State, done: &[Change]) -> Result<(), MountError> {
         for change in done.iter().rev() {
@@ -191,7 +218,34 @@ fn raw_is_full(fs: &dyn Filesystem, dir: Ino) -> bool {
     super::raw_names(fs, dir).map_or(true, |names| !names.is_empty())
 }
 
+fn find_directory(fs: &dyn Filesystem, dir: Ino, name: &OsStr) -> Option<Ino> {
+    fs.lookup(dir, name).ok().filter(|entry| entry.attr.kind == Kind::Directory).map(|entry| entry.ino)
+}
+
 impl Commit<'_> {
+    /// The directory in which things are made that get their names in `dir`.
+    fn work(&mut self, dir: Ino) -> Result<Ino> {
+        let device = self.fs.getattr(dir)?.st_dev;
+        if let Some((home, _)) = self.home.as_ref().filter(|(_, of)| *of == device) {
+            return Ok(home.work);
+        }
+        if let Some((_, near)) = self.near.as_ref().filter(|(at, _)| *at == dir) {
+            return Ok(near.work);
+        }
+        if let Some((_, earlier)) = self.near.take() {
+            earlier.end();
+        }
+        let state = State::begin(Arc::clone(self.fs), dir).map_err(|error| error.errno)?;
+        let work = state.work;
+        self.near = Some((dir, state));
+        Ok(work)
+    }
+
+    fn end(self) {
+        self.near.into_iter().for_each(|(_, state)| state.end());
+        self.home.into_iter().for_each(|(state, _)| state.end());
+    }
+
     fn all(
         &mut self,
         changes: Vec<Change>,
@@ -227,42 +281,48 @@ impl Commit<'_> {
         let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
         let Some((name, above)) = names.split_last() else { return Ok(()) };
         let source_dir = walk(self.merged, Ino::ROOT, above)?.ok_or(Errno::ENOENT)?;
-        let source = self.merged.lookup(source_dir, name)?;
-        let dir = walk(self.fs, self.root, above)?.ok_or(Errno::ENOENT)?;
+        let mut source = self.merged.lookup(source_dir, name)?;
+        let mut is_lost = false;
+        if let Some(after) = &change.after {
+            // As it was before, where only a copy could not keep it.
+            is_lost = (source.attr.uid, source.attr.gid) != (after.uid, after.gid);
+            (source.attr.uid, source.attr.gid, source.attr.perm) = (after.uid, after.gid, after.perm);
+        }
+        let dir = walk(&**self.fs, self.root, above)?.ok_or(Errno::ENOENT)?;
         let is_directory = source.attr.kind == Kind::Directory;
         let there = self.fs.lookup(dir, name).ok();
         let is_there = there.is_some_and(|entry| entry.attr.kind == source.attr.kind);
         if is_there && (is_directory || change.what == What::Modified && !change.content) {
             let entry = there.ok_or(Errno::ENOENT)?;
-            return self.dress(&source, entry.ino);
+            return self.dress(&source, is_lost, entry.ino);
         }
         let temporary = OsStr::new("new");
+        let work = self.work(dir)?;
         let link =
             (source.attr.nlink > 1 && !is_directory).then(|| self.linked.get(&source.attr.st_ino)).flatten();
         let made = match link {
-            Some(ino) => self.fs.link(*ino, self.work, temporary)?.ino,
-            None => self.make(&source, temporary)?,
+            Some(ino) => self.fs.link(*ino, work, temporary)?.ino,
+            None => self.make(&source, is_lost, work, temporary)?,
         };
         if !is_directory && source.attr.nlink > 1 {
             self.linked.insert(source.attr.st_ino, made);
         }
         if there.is_some_and(|entry| (entry.attr.kind == Kind::Directory) != is_directory || is_directory) {
-            self.swap(temporary, dir, name)
+            self.swap(work, temporary, dir, name)
         } else {
-            self.fs.rename(self.work, temporary, dir, name, RenameFlags::default())
+            self.fs.rename(work, temporary, dir, name, RenameFlags::default())
         }
     }
 
     /// Puts what was made at a name of something that a rename does not replace, which then goes.
-    fn swap(&self, temporary: &OsStr, dir: Ino, name: &OsStr) -> Result<()> {
+    fn swap(&self, work: Ino, temporary: &OsStr, dir: Ino, name: &OsStr) -> Result<()> {
         let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
-        self.fs.rename(self.work, temporary, dir, name, exchange)?;
-        state::empty(self.fs, self.work)
+        self.fs.rename(work, temporary, dir, name, exchange)?;
+        state::empty(&**self.fs, work)
     }
 
-    fn make(&self, source: &Entry, name: &OsStr) -> Result<Ino> {
-        let attr = &source.attr;
-        let (fs, work) = (self.fs, self.work);
+    fn make(&self, source: &Entry, is_lost: bool, work: Ino, name: &OsStr) -> Result<Ino> {
+        let (attr, fs) = (&source.attr, self.fs);
         let ino = match attr.kind {
             Kind::Directory => fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino,
             Kind::Symlink => {
@@ -272,25 +332,35 @@ impl Commit<'_> {
             Kind::File => {
                 let (entry, file) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
                 let from = self.merged.open(source.ino, OpenFlags::READ)?;
-                copy_file(&*from, fs, entry.ino, &*file, attr)?;
-                self.dress(source, entry.ino)?;
+                copy_file(&*from, &**fs, entry.ino, &*file, attr)?;
+                self.dress(source, is_lost, entry.ino)?;
                 file.sync(false)?;
                 return Ok(entry.ino);
             }
             kind => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
         };
-        self.dress(source, ino)?;
+        self.dress(source, is_lost, ino)?;
         Ok(ino)
     }
 
-    /// Gives a node the owner, attributes, mode and times of a node of the merged tree.
-    fn dress(&self, source: &Entry, ino: Ino) -> Result<()> {
+    /// Gives a node the owner, attributes, mode and times of a node of the merged tree. `is_lost`: the owner is one that the copy in the
+    /// upper layer could not keep, and that this one need not keep either.
+    fn dress(&self, source: &Entry, is_lost: bool, ino: Ino) -> Result<()> {
         let now = self.fs.getattr(ino)?;
         let Attr { uid, gid, perm, kind, atime, mtime, .. } = source.attr;
+        let mut perm = perm;
         if (now.uid, now.gid) != (uid, gid) {
-            self.fs.setattr(ino, &SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() })?;
+            let owner = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
+            match self.fs.setattr(ino, &owner) {
+                Ok(_) => {}
+                // As the copy in the upper layer, it becomes the user's own, and must not run as somebody else.
+                Err(Errno::EPERM | Errno::EINVAL) if is_lost => {
+                    perm = Perm::from_mode(perm.bits() & 0o1777);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let (wanted, there) = (xattrs(self.merged, source.ino)?, xattrs(self.fs, ino)?);
+        let (wanted, there) = (xattrs(self.merged, source.ino)?, xattrs(&**self.fs, ino)?);
         for name in there.keys().filter(|name| !wanted.contains_key(*name)) {
             self.fs.removexattr(ino, name)?;
         }
@@ -306,7 +376,7 @@ impl Commit<'_> {
     fn finish_directory(&self, path: &Path) -> Result<()> {
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
         let (Some(source), Some(ino)) =
-            (walk(self.merged, Ino::ROOT, &names)?, walk(self.fs, self.root, &names)?)
+            (walk(self.merged, Ino::ROOT, &names)?, walk(&**self.fs, self.root, &names)?)
         else {
             return Ok(());
         };
@@ -317,10 +387,10 @@ impl Commit<'_> {
     }
 
     /// Takes a name away at once, with all that is below it.
-    fn remove(&self, path: &Path) -> Result<()> {
+    fn remove(&mut self, path: &Path) -> Result<()> {
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
         let Some((name, above)) = names.split_last() else { return Ok(()) };
-        let Some(dir) = walk(self.fs, self.root, above)? else { return Ok(()) };
+        let Some(dir) = walk(&**self.fs, self.root, above)? else { return Ok(()) };
         let entry = match self.fs.lookup(dir, name) {
             Err(Errno::ENOENT) => return Ok(()),
             entry => entry?,
@@ -328,8 +398,9 @@ impl Commit<'_> {
         if entry.attr.kind != Kind::Directory {
             return self.fs.unlink(dir, name);
         }
-        self.fs.rename(dir, name, self.work, OsStr::new("gone"), RenameFlags::default())?;
-        state::empty(self.fs, self.work)
+        let work = self.work(dir)?;
+        self.fs.rename(dir, name, work, OsStr::new("gone"), RenameFlags::default())?;
+        state::empty(&**self.fs, work)
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use veduta_api::{Attr, Entry, Errno, File, Filesystem, Ino, Kind, MountError, OpenFlags, Result};
 
 use super::{Upper, Watch, path_of, raw_names};
+use crate::layer::Prefix;
 use crate::tree::Tree;
 use crate::{state, store};
 
@@ -237,11 +238,35 @@ impl Comparison<'_> {
             }
         }
         let mut found = change(What::Modified);
+        if let Some(after) = &mut found.after {
+            self.restore_owner(merged, &below.attr, after)?;
+        }
         found.content = self.content_differs(merged, below, watch)?;
         found.xattrs = self.xattrs_differ(merged.ino, below.ino)?;
         let is_directory = merged.attr.kind == Kind::Directory;
         let differs = found.content || found.mode() || found.owner() || !found.xattrs.is_empty();
         Ok((differs || found.time() && !is_directory).then_some(found))
+    }
+
+    /// A copy that could not keep its owner, since a user made it, is not shown as somebody else's.
+    fn restore_owner(&self, merged: &Entry, before: &Attr, after: &mut Attr) -> Result<()> {
+        if (after.uid, after.gid) == (before.uid, before.gid) {
+            return Ok(());
+        }
+        let parts = self.merged.node(merged.ino)?.parts();
+        let Some(part) = parts.in_layer(0) else { return Ok(()) };
+        if matches!(after.kind, Kind::File | Kind::Directory) {
+            if let Some(lost) = self.upper.prefix.read(self.upper.fs(), part.ino)?.owner {
+                lost.restore(before, after);
+            }
+        } else if self.upper.prefix == Prefix::USER {
+            // No place for a mark: then it is the layer's owner's because he made it.
+            let layer = self.upper.fs().getattr(self.upper.place.root)?;
+            if (layer.uid, layer.gid) == (after.uid, after.gid) {
+                (after.uid, after.gid) = (before.uid, before.gid);
+            }
+        }
+        Ok(())
     }
 
     /// Both come from below: is it the same file there?
