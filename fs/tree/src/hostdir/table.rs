@@ -33,7 +33,7 @@ pub(super) struct Place {
 struct Node {
     identity: Identity,
     /// Where it was seen; the last is the newest.
-    places: Vec<Place>,
+    places: Vec<Arc<Place>>,
     references: u64,
     /// Places of other nodes that are in this one.
     below: u64,
@@ -49,7 +49,7 @@ struct Node {
 pub(super) struct Table {
     nodes: HashMap<Ino, Node>,
     by_identity: HashMap<Identity, Ino>,
-    by_place: HashMap<Place, Ino>,
+    by_place: HashMap<Arc<Place>, Ino>,
     next_ino: u64,
     /// Those with a descriptor that is kept, the next to lose it in front: a clock. May name nodes that are gone.
     kept: VecDeque<Ino>,
@@ -84,7 +84,8 @@ impl Table {
     /// The newest name of a node. `ESTALE` if it has none.
     pub(super) fn place(&self, ino: Ino) -> Result<(Place, Identity)> {
         let node = self.node(ino)?;
-        Ok((node.places.last().cloned().ok_or(Errno::ESTALE)?, node.identity))
+        let place = node.places.last().ok_or(Errno::ESTALE)?;
+        Ok((Place::clone(place), node.identity))
     }
 
     /// Enters what was found at a place, with one reference more.
@@ -117,6 +118,9 @@ impl Table {
             parent.below += 1;
         }
         if let Some(node) = self.nodes.get_mut(&ino) {
+            let place = Arc::new(place);
+            // Almost every node has one name.
+            node.places.reserve_exact(1);
             node.places.push(place.clone());
             self.by_place.insert(place, ino);
         }
@@ -126,7 +130,7 @@ impl Table {
     fn unsettle(&mut self, place: &Place) -> Option<Ino> {
         let ino = self.by_place.remove(place)?;
         if let Some(node) = self.nodes.get_mut(&ino) {
-            node.places.retain(|other| other != place);
+            node.places.retain(|other| **other != *place);
         }
         if let Some(parent) = self.nodes.get_mut(&place.parent) {
             parent.below -= 1;
