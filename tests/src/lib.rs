@@ -261,6 +261,7 @@ pub const TARGETS: &[&str] = &[
     "packed",
     "qcow2",
     "sftp",
+    "sites",
     "vdi",
     "vhd",
     "vhdx",
@@ -288,8 +289,25 @@ pub fn target(name: &str, bytes: &[u8]) -> Option<Seen> {
         "viewfs" => layers::marks(bytes),
         "layer" => layers::archive(bytes),
         "sftp" => liar(bytes),
+        "sites" => sites(bytes),
         other => panic!("no target is called {other:?}"),
     }
+}
+
+/// A library's call sites: what is changed is what was found there, and nothing else.
+fn sites(bytes: &[u8]) -> Option<Seen> {
+    let patched = veduta_trace::sites::patch(bytes, &|_| true).ok()?;
+    assert_eq!(patched.old.len(), patched.new.len(), "code does not grow");
+    let mut back = patched.new.clone();
+    for change in &patched.changes {
+        assert_eq!(change.old.len(), change.new.len(), "a change has a length");
+        let at = (change.address - patched.address) as usize;
+        let place = &mut back[at..at + change.old.len()];
+        assert_eq!(place, change.new, "changes do not overlap");
+        place.copy_from_slice(&change.old);
+    }
+    assert!(back == patched.old, "only sites are changed");
+    Some(Seen { nodes: patched.sites.len(), errors: 0 })
 }
 
 fn module(module: &dyn Module, bytes: &[u8], option_lists: &[&str]) -> Option<Seen> {

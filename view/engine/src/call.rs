@@ -137,12 +137,27 @@ impl<'a> Call<'a> {
                 let follow = follow && !path.ends_with(b"/.");
                 let links = !limits.beneath && !limits.in_root;
                 if let Some(canonical) = walk::plain_host_path(&self.table, base, path, follow, links) {
+                    self.doubt(&canonical);
                     return Ok(Target::PlainlyHost(Some(canonical)));
                 }
             }
             _ => {}
         }
-        self.walker(limits).walk(&start, path, follow).map(|found| Target::Found(Box::new(found)))
+        let found = self.walker(limits).walk(&start, path, follow)?;
+        match (&found.parent, &found.place) {
+            (Some(Place::Host(parent)), _) => self.doubt(&[parent, b"/".as_slice(), &found.name].concat()),
+            (_, Some(Place::Host(path))) => self.doubt(path),
+            _ => {}
+        }
+        Ok(Target::Found(Box::new(found)))
+    }
+
+    /// A path of the host is about to be used.
+    fn doubt(&self, path: &[u8]) {
+        if self.view.fast.is_on() {
+            let name = crate::calls::by_number(self.number).map_or("", |row| row.name);
+            self.view.fast.doubt(&self.table, name, path);
+        }
     }
 
     /// Something that resolves paths for this call.

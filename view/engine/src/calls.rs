@@ -93,12 +93,14 @@ const PR_SET_DUMPABLE: u32 = 4;
 const PTRACE_TRACEME: u32 = 0;
 const PTRACE_ATTACH: u32 = 16;
 const PTRACE_SEIZE: u32 = 0x4206;
+/// See [`PR_SET_DUMPABLE`].
+const PR_SET_SECCOMP: u32 = 22;
 const MAP_ANONYMOUS: u32 = 0x20;
 const SEEK_END: u32 = 2;
 
-/// The filter of a view at a level.
-pub(crate) fn filter(level: Level, is_root: bool) -> Program {
-    let mut rules: Vec<Rule> = CALLS.iter().filter_map(|row| rule(row, level, is_root)).collect();
+/// The filter of a view at a level. `fast`: what the shim does is left to it.
+pub(crate) fn filter(level: Level, is_root: bool, fast: bool) -> Program {
+    let mut rules: Vec<Rule> = CALLS.iter().filter_map(|row| rule(row, level, is_root, fast)).collect();
     rules.push(Rule::new(CONTROL, Verdict::Notify));
     Program::new(rules, limit())
 }
@@ -107,7 +109,7 @@ fn limit() -> u32 {
     CALLS.iter().filter_map(Row::number).max().unwrap_or(0) + 1
 }
 
-fn rule(row: &Row, level: Level, is_root: bool) -> Option<Rule> {
+fn rule(row: &Row, level: Level, is_root: bool, fast: bool) -> Option<Rule> {
     let number = row.number()?;
     let is_caught = match row.family {
         Passed => false,
@@ -117,16 +119,21 @@ fn rule(row: &Row, level: Level, is_root: bool) -> Option<Rule> {
         File if row.name == "sync" => level >= Level::Mounted,
         // Before somebody is traced, the view grows for the last time. What one filter catches, the larger ones must.
         Task if row.name == "ptrace" => true,
+        // Not before the last filter is there: those that come later are added by this call.
+        Task if row.name == "seccomp" => fast && level >= Level::Files,
         Path | Task => level >= Level::Mounted,
         File => level >= Level::Files,
         Identity => level >= Level::Mounted && !is_root,
     };
-    is_caught.then(|| Rule { number, tests: tests(row.name), verdict: Verdict::Notify })
+    let unless_shim = fast && matches!(row.family, Path | File | Identity);
+    let tests = tests(row.name, fast);
+    is_caught.then_some(Rule { number, tests, verdict: Verdict::Notify, unless_shim })
 }
 
 /// When a call of several meanings is caught.
-fn tests(name: &str) -> Vec<Test> {
+fn tests(name: &str, fast: bool) -> Vec<Test> {
     match name {
+        "prctl" if fast => vec![Test::Is(0, PR_SET_DUMPABLE), Test::Is(0, PR_SET_SECCOMP)],
         "prctl" => vec![Test::Is(0, PR_SET_DUMPABLE)],
         "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
@@ -478,7 +485,7 @@ pub const CALLS: &[Row] = &[
     row("sched_setattr", Some(314), Some(274), Passed),
     row("sched_getattr", Some(315), Some(275), Passed),
     row("renameat2", Some(316), Some(276), Path),
-    row("seccomp", Some(317), Some(277), Passed),
+    row("seccomp", Some(317), Some(277), Task),
     row("getrandom", Some(318), Some(278), Passed),
     row("memfd_create", Some(319), Some(279), Passed),
     row("kexec_file_load", Some(320), Some(294), Passed),

@@ -116,5 +116,6 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
         }
         (None, _) => format!("{asked}: nothing is there"),
     };
-    Ok(format!("{served}; calls are caught by {by}"))
+    let fast = call.view.fast.describe();
+    Ok(format!("{served}; calls are caught by {by}; fast path: {fast}"))
 }

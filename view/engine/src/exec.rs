@@ -7,7 +7,7 @@
 //!
 //! The task stands still while its registers are made to say so; the descriptors close with the exec.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File as HostFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -74,8 +74,13 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let empty = flags & libc::AT_EMPTY_PATH != 0;
     let follow = flags & libc::AT_SYMLINK_NOFOLLOW == 0;
     let text = call.task.read_path(path)?;
+    let mut key = None;
     let mut place = match call.find_path(dirfd, &text, follow, empty, Limits::default())? {
-        Target::PlainlyHost(_) => {
+        Target::PlainlyHost(canonical) => {
+            key = canonical.and_then(|path| crate::fast::key_of(Path::new(OsStr::from_bytes(&path))).ok());
+            if key.is_some_and(|key| call.view.fast.runs_on_host(&call.table, &key)) {
+                return Ok(Answer::GoOn);
+            }
             // What runs on the host may still want a virtual interpreter.
             let Some(path) = host_path(call, dirfd, &text) else { return Ok(Answer::GoOn) };
             Place::Host(path)
@@ -121,7 +126,12 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         let name = text.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let name = name[..name.len().min(15)].to_vec();
         let start = Start { argv, envp, front, name };
-        return plan(call, &place, &file, wanted, direct, start);
+        let is_script = start.front.is_some();
+        let outcome = plan(call, &place, &file, wanted, direct, start);
+        if let (Ok(Answer::GoOn), Some((path, ..)), Some(key), false) = (&outcome, wanted, key, is_script) {
+            call.view.fast.learn(&call.table, key, path);
+        }
+        return outcome;
     }
     Err(Errno::ELOOP)
 }
@@ -290,7 +300,7 @@ impl Content {
     fn open(call: &Call<'_>, place: &Place) -> Result<Self> {
         match place {
             Place::Host(path) => {
-                let path = Path::new(std::ffi::OsStr::from_bytes(shown(path)));
+                let path = Path::new(OsStr::from_bytes(shown(path)));
                 let data = std::fs::metadata(path).map_err(errno)?;
                 if !data.is_file() {
                     return Err(Errno::EACCES);

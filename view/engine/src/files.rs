@@ -241,7 +241,7 @@ fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> O
         None if found.direct => return Ok(Answer::GoOn),
         None => return Err(Errno::ENOENT),
         Some(Place::Host(real)) => {
-            match if is_magic(real) { crate::proc::magic_text(call, real) } else { None } {
+            match if is_magic(real) { crate::proc::magic_text(call.view, real) } else { None } {
                 Some(text) => text,
                 None if found.direct => return Ok(Answer::GoOn),
                 None => return crate::host::again(call, &[real]),
@@ -790,6 +790,7 @@ fn chroot(call: &Call<'_>) -> Outcome {
         return Err(Errno::EPERM);
     }
     call.view.roots.lock().set(call.task, place.path());
+    call.view.fast.end("a process has a root of its own");
     call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
     DONE
 }

@@ -45,6 +45,8 @@ pub(crate) fn before_exec(call: &Call<'_>, name: &str) -> Outcome {
 /// call has been answered. So the second does not wait for the first one's end, but until the first has asked all
 /// processes to stop: then it answers, and its process gets the larger filter before it can make another call.
 pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -> Result<()>) -> Result<()> {
+    // With the fast path calls on descriptors cost little, and whoever filters calls is to be known.
+    let level = if view.fast.is_on() { Level::Files } else { level };
     let growing = loop {
         if let Some(guard) = view.growing.try_lock() {
             break guard;
@@ -67,6 +69,7 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
     let old = std::mem::take(&mut *view.sources.lock());
     let was_idle = view.level() == Level::Idle;
     view.set_level(level);
+    view.fast.has_grown();
     if was_idle {
         crate::loops::install(view);
     }
@@ -125,7 +128,7 @@ fn settle(mut attached: Vec<Attached>, known: &mut HashSet<Pid>) -> (Vec<Stopped
 
 /// What is caught.
 pub(crate) fn filter(view: &View) -> veduta_trace::Program {
-    calls::filter(view.level(), view.is_root && !view.all_root)
+    calls::filter(view.level(), view.is_root && !view.all_root, view.fast.is_on())
 }
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.

@@ -23,6 +23,8 @@ mod control;
 mod data;
 mod directory;
 mod exec;
+mod fast;
+mod fast_watch;
 mod files;
 mod grow;
 mod host;

@@ -13,11 +13,12 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::OFlag;
 use nix::libc;
 use veduta_api::Result;
-use veduta_trace::raw;
+use veduta_trace::{Task, raw};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::mounts::{Mount, is_below, shown};
 use crate::standin::errno;
+use crate::view::View;
 
 const FIRST_MOUNT: u32 = 1_000_000;
 
@@ -27,14 +28,14 @@ pub(crate) fn mount_id(mount: &Mount) -> u32 {
 }
 
 /// The text of a link of `/proc` that leads to an object of the view; `None` if it leads to one of the host.
-pub(crate) fn magic_text(call: &Call<'_>, link: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn magic_text(view: &View, link: &[u8]) -> Option<Vec<u8>> {
     let data = std::fs::metadata(OsStr::from_bytes(link)).ok()?;
     let key = (data.dev(), data.ino());
-    if let Some(stand_in) = call.view.stand_ins.find(key) {
+    if let Some(stand_in) = view.stand_ins.find(key) {
         return Some(shown(&stand_in.node.path()).to_vec());
     }
     if link.ends_with(b"/exe") {
-        let programs = call.view.programs.lock();
+        let programs = view.programs.lock();
         return programs.iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone());
     }
     None
@@ -161,6 +162,10 @@ fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
     let text = host_text(path)?;
     let mut out = Vec::with_capacity(text.len());
     for line in text.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(line) = call.view.fast.true_line(line) {
+            out.extend(line);
+            continue;
+        }
         match renamed(call, line) {
             Some(path) => {
                 let name = line.windows(7).position(|part| part == b"/memfd:").unwrap_or(line.len());
@@ -192,7 +197,7 @@ pub(crate) const MOUNTERS: &[&[u8]] = &[b"mount", b"umount", b"losetup", b"busyb
 
 /// `getuid` and its relatives.
 pub(crate) fn identity(call: &Call<'_>, name: &str) -> Outcome {
-    if !call.view.all_root && !is_mounter(call) {
+    if !call.view.all_root && !is_mounter(call.view, call.task) {
         return Ok(Answer::GoOn);
     }
     if name.starts_with("getres") {
@@ -203,10 +208,11 @@ pub(crate) fn identity(call: &Call<'_>, name: &str) -> Outcome {
     Ok(Answer::Value(0))
 }
 
-fn is_mounter(call: &Call<'_>) -> bool {
-    let link = format!("/proc/{}/exe", call.task.0);
+/// Whether a task runs one of them.
+pub(crate) fn is_mounter(view: &View, task: Task) -> bool {
+    let link = format!("/proc/{}/exe", task.0);
     let Ok(path) = std::fs::read_link(&link) else { return false };
-    let path = magic_text(call, link.as_bytes()).unwrap_or_else(|| path.as_os_str().as_bytes().to_vec());
+    let path = magic_text(view, link.as_bytes()).unwrap_or_else(|| path.as_os_str().as_bytes().to_vec());
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     MOUNTERS.contains(&name)
 }

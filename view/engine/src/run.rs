@@ -166,10 +166,11 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
     signals.thread_block().map_err(system)?;
     let mut view = View::new(catalogue, settings.name.clone(), home()?);
     view.all_root = settings.all_root;
+    view.fast = crate::fast::Fast::new();
     view.trace = parking_lot::Mutex::new(settings.trace.clone());
     view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);
     if !settings.mounts.is_empty() {
-        view.set_level(Level::Mounted);
+        view.set_level(if view.fast.is_on() { Level::Files } else { Level::Mounted });
     }
     let view = Arc::new(view);
     if !settings.mounts.is_empty() {
@@ -216,7 +217,8 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
     for command in &commands {
         let (mut trap, child) = crate::trap::start(view, command)?;
         if let (true, Some(mechanism)) = (settings.trace.is_some(), view.mechanism.get()) {
-            eprintln!("veduta: calls are caught by {}", mechanism.describe());
+            let fast = if view.fast.is_on() { ", those of the fast path excepted" } else { "" };
+            eprintln!("veduta: calls are caught by {}{fast}", mechanism.describe());
         }
         // An open virtual file costs the engine descriptors; what the command may open does not change by that.
         let most = raw::Limit { now: own_limit.most, ..own_limit };

@@ -41,7 +41,7 @@ pub(crate) struct Notified(Option<Listener>);
 
 impl Trap for Notified {
     fn start(&mut self, view: &Arc<View>, command: &Command) -> Result<Pid, Refusal> {
-        let program = calls::filter(view.level(), view.is_root && !view.all_root);
+        let program = calls::filter(view.level(), view.is_root && !view.all_root, view.fast.is_on());
         let (child, listener) = spawn(command, &program)?;
         self.0 = Some(listener);
         Ok(child)
@@ -49,6 +49,7 @@ impl Trap for Notified {
 
     fn serve(&mut self, view: &Arc<View>, child: Pid, signals: &SigSet) -> Result<i32> {
         Source::start(view, self.0.take().ok_or(Errno::EINVAL)?);
+        crate::fast_watch::start(view);
         Ok(crate::run::wait_for(view, child, signals))
     }
 }
@@ -159,6 +160,18 @@ impl Source {
     /// Serves one call.
     fn answer(&self, view: &Arc<View>, notification: &Notification) {
         let task = Task(notification.tid);
+        if notification.number == calls::CONTROL && notification.args[0] == crate::fast::GIVE {
+            let given = view
+                .fast
+                .with_file(|fd| self.with(|listener| listener.answer_with(notification.id, fd, true)));
+            if given.is_ok() {
+                return;
+            }
+        }
+        if view.fast.first_call(view, self, notification) && !view.tracing.load(Ordering::Relaxed) {
+            let _ = self.with(|listener| listener.go_on(notification.id));
+            return;
+        }
         let outcome = decide(view, notification);
         if matches!(outcome, Ok(Answer::Chdir(_) | Answer::Exec(_) | Answer::Grow(..))) {
             // The task is waited for.
@@ -285,6 +298,9 @@ fn relieved(call: &Call<'_>) -> Outcome {
 
 /// Who serves which call.
 fn dispatch(call: &Call<'_>) -> Outcome {
+    if call.number == calls::CONTROL && matches!(call.args[0], crate::fast::GIVE | crate::fast::UNDO) {
+        return call.view.fast.control(call.task, &call.args);
+    }
     if call.number == calls::CONTROL {
         stand_aside();
         return crate::control::serve(call);
@@ -311,7 +327,13 @@ fn dispatch(call: &Call<'_>) -> Outcome {
         }
         // prctl(PR_SET_DUMPABLE): a task that cannot be looked into cannot be served. Said to have been done, which is not
         // the whole truth, but no other user can look into it either.
-        Family::Task => Ok(if call.args[1] == 0 { Answer::Value(0) } else { Answer::GoOn }),
+        Family::Task if row.name == "prctl" && call.args[0] == libc::PR_SET_DUMPABLE as u64 => {
+            Ok(if call.args[1] == 0 { Answer::Value(0) } else { Answer::GoOn })
+        }
+        Family::Task => {
+            call.view.fast.filters(call.task);
+            Ok(Answer::GoOn)
+        }
         Family::Passed | Family::Refused => Ok(Answer::GoOn),
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use veduta_api::{Disk, Module, MountError, Options, World};
 
 use crate::calls::Level;
+use crate::fast::Fast;
 use crate::mounts::Table;
 use crate::serve::Source;
 use crate::standin::{Key, StandIns};
@@ -55,6 +56,8 @@ pub(crate) struct View {
     table: RwLock<Arc<Table>>,
     /// One change of the table at a time.
     pub changing: Mutex<()>,
+    /// What is decided in processes.
+    pub(crate) fast: Fast,
     /// What processes hold for virtual nodes.
     pub stand_ins: StandIns,
     /// Memory files that are run as programs, and the program's path in the view.
@@ -111,6 +114,7 @@ impl View {
             catalogue,
             table: RwLock::default(),
             changing: Mutex::default(),
+            fast: Fast::default(),
             stand_ins: StandIns::new(home.clone()),
             programs: Mutex::default(),
             backings: Mutex::default(),
@@ -145,7 +149,10 @@ impl View {
 
     /// Changes the mounts. The caller holds `changing`.
     pub(crate) fn set_table(&self, table: Table) {
-        *self.table.write() = Arc::new(table);
+        let table = Arc::new(table);
+        self.fast.close();
+        *self.table.write() = Arc::clone(&table);
+        self.fast.tell(&table, !self.all_root);
     }
 
     /// A number for a mount.

@@ -55,12 +55,14 @@ pub struct Rule {
     pub tests: Vec<Test>,
     /// The verdict.
     pub verdict: Verdict,
+    /// Calls from within the [shim](crate::shim) are allowed, whatever the tests say.
+    pub unless_shim: bool,
 }
 
 impl Rule {
     /// A rule without tests.
     pub fn new(number: u32, verdict: Verdict) -> Self {
-        Self { number, tests: Vec::new(), verdict }
+        Self { number, tests: Vec::new(), verdict, unless_shim: false }
     }
 }
 
@@ -76,6 +78,7 @@ const ARCH: u32 = 0xc000_00b7;
 /// Offsets into `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+const INSTRUCTION: u32 = 8;
 const ARGUMENTS: u32 = 16;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -132,6 +135,8 @@ impl Program {
                     accumulator = match insn.k {
                         NUMBER => number,
                         ARCHITECTURE => arch,
+                        // Nobody is in the shim where the kernel does not run the program.
+                        offset if offset < ARGUMENTS => 0,
                         offset => args[(offset - ARGUMENTS) as usize / 8 % 6] as u32,
                     }
                 }
@@ -181,7 +186,7 @@ fn search(rules: &[Rule], limit: u32) -> Vec<libc::sock_filter> {
 
 /// Code for one rule; falls through if the number is another.
 fn leaf(rule: &Rule) -> Vec<libc::sock_filter> {
-    let mut body = Vec::new();
+    let mut body = if rule.unless_shim { from_shim(rule.number) } else { Vec::new() };
     if rule.tests.is_empty() {
         body.push(plain(RETURN, rule.verdict.value()));
     } else {
@@ -193,6 +198,26 @@ fn leaf(rule: &Rule) -> Vec<libc::sock_filter> {
     // A rule has few tests, so its code is short enough for a conditional jump.
     let mut code = vec![branch(IF_EQUAL, rule.number, 0, body.len() as u8)];
     code.extend(body);
+    code
+}
+
+/// Code that allows what the shim does, and that it is mapped.
+fn from_shim(number: u32) -> Vec<libc::sock_filter> {
+    use crate::shim::{BASE, CODE};
+    let allow = plain(RETURN, Verdict::Allow.value());
+    let (high, low) = ((BASE >> 32) as u32, BASE as u32);
+    // The instruction pointer is behind the call.
+    let mut code = vec![
+        plain(LOAD, INSTRUCTION + 4),
+        branch(IF_EQUAL, high, 0, 4),
+        plain(LOAD, INSTRUCTION),
+        branch(IF_AT_LEAST, low, 0, 2),
+        branch(IF_AT_LEAST, low + CODE as u32, 1, 0),
+        allow,
+    ];
+    if libc::c_long::from(number) == libc::SYS_mmap {
+        code.extend([plain(LOAD, ARGUMENTS + 4), branch(IF_EQUAL, high, 0, 1), allow]);
+    }
     code
 }
 
@@ -262,7 +287,7 @@ mod tests {
 
     #[test]
     fn tests_look_at_arguments() {
-        let rule = |test| Rule { number: 9, tests: vec![test], verdict: Verdict::Notify };
+        let rule = |test| Rule { tests: vec![test], ..Rule::new(9, Verdict::Notify) };
         let hit = |test, value: u32| {
             run(&Program::new(vec![rule(test)], 10), ARCH, 9, [0, value, 0, 0, 0, 0])
                 == Verdict::Notify.value()

@@ -23,6 +23,8 @@ pub struct Notification {
     pub number: u32,
     /// Its arguments.
     pub args: [u64; 6],
+    /// The address behind the instruction that makes it; 0 if nobody asked.
+    pub next: u64,
 }
 
 /// `struct seccomp_notif`
@@ -93,6 +95,7 @@ impl Listener {
             tid: Pid::from_raw(raw.pid as i32),
             number: raw.number as u32,
             args: raw.args,
+            next: raw.instruction_pointer,
         })
     }
 

@@ -259,7 +259,7 @@ impl Tracer {
         if !matches!(info.operation, ENTRY | SECCOMP) {
             return Ok(None);
         }
-        let call = Notification { id: 0, tid, number: info.number as u32, args: info.args };
+        let call = Notification { id: 0, tid, number: info.number as u32, args: info.args, next: 0 };
         Ok(Some((call, info.arch)))
     }
 }

@@ -1,0 +1,706 @@
+//! The fast path: what concerns no mount is decided in the process itself.
+//!
+//! [`veduta_trace::shim`] is the code that does it. Here is how it gets into processes, and what it is told.
+//!
+//! *How it gets in.* The first caught call of a program that the C library's loader starts is the loader's look for
+//! `/etc/ld.so.preload`. While it waits for its answer, the loader's own calls are turned into jumps to the shim (they lie in one page,
+//! which is then the process's own), and behind the call comes a jump to code that maps the shim. From then on the loader maps
+//! libraries through the shim, and where it would map the code of one that we know, it maps that of our patched copy. So files
+//! read as they are, and nothing else of the process is changed. Nothing is written where it might run: at that point a process has one
+//! thread, and it waits.
+//!
+//! *What it is told.* The table of mounts as facts about objects of the host, made anew with every mount: what lies under mount points, by device
+//! and inode; the names of mount points, as bits; where `/proc` is. While it is made, and where it cannot be told so simply, all calls come
+//! to the engine: a mount over a directory with many files, over `/`, with exceptions; a view in which somebody has changed roots.
+//!
+//! *What changes later.* Calls of the view that could make, move or remove what a mount point stands on close the table until it is made anew
+//! ([`Fast::doubt`]); what others on the host do to it is noticed by inotify ([`crate::fast_watch`]).
+//!
+//! Processes that filter calls themselves do without: they might not let the shim look.
+
+use std::collections::HashMap;
+use std::fs::File as HostFile;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::libc;
+use parking_lot::{Mutex, RwLock};
+use veduta_api::Result;
+use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement};
+use veduta_trace::sites::{self, Change, Patched};
+use veduta_trace::{Notification, Task};
+
+use crate::call::{Answer, Outcome};
+use crate::calls::CALLS;
+use crate::fast_watch::Watch;
+use crate::mounts::{Service, Table, shown};
+use crate::serve::Source;
+use crate::standin::errno;
+use crate::view::View;
+
+/// Operation of the control call: the shim asks for a descriptor of its file.
+pub(crate) const GIVE: u64 = 7;
+/// Operation of the control call: the shim cannot be mapped.
+pub(crate) const UNDO: u64 = 8;
+
+/// Objects below mount points that are told one by one.
+const MOST_BELOW: usize = 128;
+/// Bytes; a page.
+const PAGE: u64 = 4096;
+/// What the C library's loader looks for first.
+const FIRST_PATH: &[u8] = b"/etc/ld.so.preload";
+/// Where C libraries are.
+const LIBRARIES: &[&str] = &[
+    "/lib/x86_64-linux-gnu/libc.so.6",
+    "/usr/lib/x86_64-linux-gnu/libc.so.6",
+    "/lib64/libc.so.6",
+    "/usr/lib64/libc.so.6",
+    "/usr/lib/libc.so.6",
+];
+/// A cache of this many partitions is told by name.
+const PARTITIONS: u32 = 256;
+
+/// Device, inode, time of change and size: the same file with the same content.
+pub(crate) type FileKey = [u64; 5];
+
+/// A loader, and what is changed in it.
+struct Loader {
+    patched: Patched,
+    /// All in one page.
+    changes: Vec<Change>,
+    /// Where that page's changes begin and end. Addresses.
+    span: (u64, u64),
+}
+
+/// A library whose code is in our file.
+struct Library {
+    device: u64,
+    ino: u64,
+    path: Vec<u8>,
+    offset: u64,
+    len: u64,
+    at: u64,
+}
+
+#[derive(Default)]
+struct Images {
+    known: HashMap<FileKey, ()>,
+    loaders: Vec<Arc<Loader>>,
+    libraries: Vec<Library>,
+}
+
+/// Programs that the kernel runs by itself.
+#[derive(Default)]
+struct Programs {
+    /// With this table. As long as this is held, no other has its address.
+    table: Weak<Table>,
+    /// The loader's path, and what was there.
+    loaders: HashMap<FileKey, (Vec<u8>, FileKey)>,
+}
+
+struct Inner {
+    programs: Mutex<Programs>,
+    page: RwLock<Page>,
+    key: (u64, u64),
+    images: RwLock<Images>,
+    /// Some process filters calls, or might.
+    filters: AtomicBool,
+    /// Filters that growth has added.
+    grown: AtomicU32,
+    /// A call may be changing what mount points stand on.
+    is_doubtful: AtomicBool,
+    /// Never again in this view.
+    is_over: AtomicBool,
+    /// What happens to mount points.
+    watch: Watch,
+    /// Devices of virtual trees that the kernel serves.
+    planes: Mutex<Vec<u64>>,
+    /// What the shim was told last; `None`: nothing, or nothing yet.
+    told: Mutex<Option<Facts>>,
+    processes: AtomicU32,
+    /// No mount is in `/etc`, which is a directory.
+    plain_etc: AtomicBool,
+    state: Mutex<String>,
+}
+
+/// The fast path of a view.
+#[derive(Default)]
+pub(crate) struct Fast(Option<Inner>);
+
+impl Fast {
+    /// On if `VEDUTA_FAST=1` says so, and there is one for this machine.
+    pub(crate) fn new() -> Self {
+        if std::env::var_os("VEDUTA_FAST").is_none_or(|word| word != "1") {
+            return Self(None);
+        }
+        let make = || -> Result<Inner> {
+            let page = Page::new()?;
+            let data =
+                HostFile::from(page.file().try_clone_to_owned().map_err(errno)?).metadata().map_err(errno)?;
+            page.close();
+            Ok(Inner {
+                programs: Mutex::default(),
+                page: RwLock::new(page),
+                key: (data.dev(), data.ino()),
+                images: RwLock::default(),
+                filters: AtomicBool::new(false),
+                grown: AtomicU32::new(0),
+                is_over: AtomicBool::new(false),
+                is_doubtful: AtomicBool::new(false),
+                watch: Watch::new()?,
+                planes: Mutex::default(),
+                told: Mutex::default(),
+                processes: AtomicU32::new(0),
+                plain_etc: AtomicBool::new(false),
+                state: Mutex::new("nothing is mounted".into()),
+            })
+        };
+        match make() {
+            Ok(inner) => Self(Some(inner)),
+            Err(errno) => {
+                tracing::debug!("no fast path: {}", errno.desc());
+                Self(None)
+            }
+        }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// How it is, for people.
+    pub(crate) fn describe(&self) -> String {
+        let Some(inner) = &self.0 else { return "off".into() };
+        let libraries = inner.images.read().libraries.len();
+        let state = inner.state.lock().clone();
+        format!("{state}; {} processes, {libraries} libraries", inner.processes.load(Ordering::Relaxed))
+    }
+
+    /// From now on all calls come to the engine, until [`tell`](Self::tell).
+    pub(crate) fn close(&self) {
+        if let Some(inner) = &self.0 {
+            inner.page.read().close();
+        }
+    }
+
+    /// All calls come to the engine, for good.
+    pub(crate) fn end(&self, why: &str) {
+        if let Some(inner) = &self.0 {
+            inner.is_over.store(true, Ordering::SeqCst);
+            inner.page.read().close();
+            *inner.state.lock() = format!("off: {why}");
+        }
+    }
+
+    /// Tells the shim what is mounted. One at a time: the caller holds what guards the table.
+    pub(crate) fn tell(&self, table: &Table, identity: bool) {
+        let Some(inner) = &self.0 else { return };
+        if inner.is_over.load(Ordering::SeqCst) {
+            return;
+        }
+        // In this order: what happens in between is seen.
+        inner.watch.renew(table);
+        let (facts, why_not) = inner.facts(table, identity);
+        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, shim::kind(row.name)?)));
+        let page = inner.page.read();
+        page.publish(&facts, numbers.filter(|(_, kind)| *kind != Kind::Trap));
+        if inner.is_doubtful.load(Ordering::SeqCst) {
+            // It will be told again.
+            page.close();
+        }
+        if inner.is_over.load(Ordering::SeqCst) {
+            page.close();
+            return;
+        }
+        let is_dir = std::fs::symlink_metadata("/etc").is_ok_and(|data| data.is_dir());
+        let is_plain = is_dir && table.serving(FIRST_PATH).is_none() && !table.any_below(b"/etc");
+        inner.plain_etc.store(is_plain && facts.paths, Ordering::Release);
+        *inner.told.lock() = Some(facts);
+        *inner.state.lock() = match why_not {
+            None => "on".into(),
+            Some(why) => format!("on for descriptors, off for paths: {why}"),
+        };
+    }
+
+    /// Tells it again if it would be something else.
+    pub(crate) fn tell_if_changed(&self, table: &Table, identity: bool) {
+        let Some(inner) = &self.0 else { return };
+        let (facts, _) = inner.facts(table, identity);
+        if inner.told.lock().as_ref() != Some(&facts) {
+            self.close();
+            self.tell(table, identity);
+        }
+    }
+
+    /// The calls that gave rise to doubt are over.
+    pub(crate) fn settle(&self) {
+        if let Some(inner) = &self.0 {
+            inner.is_doubtful.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether it was told anything.
+    pub(crate) fn is_told(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.told.lock().is_some())
+    }
+
+    /// What watches mount points.
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.0.as_ref().map(|inner| &inner.watch)
+    }
+
+    /// The kernel serves a virtual tree with this device number: its files are read and written in processes, and all else comes
+    /// to the engine. For the mounts that are made from now on.
+    #[allow(dead_code)] // for the kernel-FUSE plane
+    pub(crate) fn plane_device(&self, device: u64) {
+        if let Some(inner) = &self.0 {
+            self.close();
+            let mut planes = inner.planes.lock();
+            if !planes.contains(&device) {
+                planes.push(device);
+            }
+        }
+    }
+
+    /// A call is about to change what is at this path of the host. If a mount point is there or below, all calls come to the
+    /// engine until it has been looked at again.
+    pub(crate) fn doubt(&self, table: &Table, name: &str, path: &[u8]) {
+        const CHANGE: &[&str] = &[
+            "rename",
+            "renameat",
+            "renameat2",
+            "mkdir",
+            "mkdirat",
+            "rmdir",
+            "unlink",
+            "unlinkat",
+            "symlink",
+            "symlinkat",
+            "link",
+            "linkat",
+            "mknod",
+            "mknodat",
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+            "bind",
+        ];
+        let Some(inner) = &self.0 else { return };
+        if CHANGE.contains(&name) && table.any_below(path) && !path.is_empty() {
+            inner.is_doubtful.store(true, Ordering::SeqCst);
+            inner.page.read().close();
+            inner.watch.ring();
+        }
+    }
+
+    /// Whether a program is one of the host that its loader, also one of the host, runs: as it was found with the same table, and the
+    /// loader's path leads where it did.
+    pub(crate) fn runs_on_host(&self, table: &Arc<Table>, program: &FileKey) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        let programs = inner.programs.lock();
+        if !std::ptr::eq(programs.table.as_ptr(), Arc::as_ptr(table)) {
+            return false;
+        }
+        let Some((path, loader)) = programs.loaders.get(program) else { return false };
+        key_of(Path::new(std::ffi::OsStr::from_bytes(path))).is_ok_and(|now| now == *loader)
+    }
+
+    /// A program of the host is about to be run by this loader: it, and the libraries that it will map, are made ready.
+    pub(crate) fn learn(&self, table: &Arc<Table>, program: FileKey, loader: &[u8]) {
+        const MANY: usize = 4096;
+        let Some(inner) = &self.0 else { return };
+        let path = Path::new(std::ffi::OsStr::from_bytes(loader));
+        let Ok(key) = key_of(path) else { return };
+        {
+            let mut programs = inner.programs.lock();
+            if !std::ptr::eq(programs.table.as_ptr(), Arc::as_ptr(table)) || programs.loaders.len() >= MANY {
+                *programs = Programs { table: Arc::downgrade(table), loaders: HashMap::new() };
+            }
+            programs.loaders.insert(program, (loader.to_vec(), key));
+        }
+        if inner.images.read().known.contains_key(&key) {
+            return;
+        }
+        let mut images = inner.images.write();
+        if images.known.insert(key, ()).is_some() {
+            return;
+        }
+        match read_loader(path) {
+            Ok(loader) => images.loaders.push(Arc::new(loader)),
+            Err(errno) => {
+                tracing::debug!(path = %path.display(), "no fast path by this loader: {}", errno.desc());
+                return;
+            }
+        }
+        for library in LIBRARIES {
+            if let Err(errno) = inner.add_library(&mut images, Path::new(library)) {
+                tracing::debug!(library, "calls of this library are caught: {}", errno.desc());
+            }
+        }
+    }
+
+    /// A call that has just come: if it is the first of a program, the shim is brought in. `true`: the call is the kernel's.
+    pub(crate) fn first_call(&self, view: &View, source: &Source, notification: &Notification) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        if i64::from(notification.number) != libc::SYS_access || notification.args[1] != libc::R_OK as u64 {
+            return false;
+        }
+        let Some((index, loader, base)) = inner.loader_at(notification.next) else { return false };
+        let task = Task(notification.tid);
+        let mut path = [0; FIRST_PATH.len() + 1];
+        if task.read(notification.args[0], &mut path).is_err()
+            || &path[..FIRST_PATH.len()] != FIRST_PATH
+            || path[FIRST_PATH.len()] != 0
+        {
+            return false;
+        }
+        if inner.is_over.load(Ordering::Relaxed)
+            || (inner.filters.load(Ordering::Acquire) && inner.is_filtered(task))
+        {
+            return false;
+        }
+        // Whoever mounts is told to be root.
+        if !view.is_root && crate::proc::is_mounter(view, task) {
+            return false;
+        }
+        match inner.enter(source, notification, index, &loader, base) {
+            Ok(()) => {
+                inner.processes.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(errno) => tracing::debug!("process {} does without the fast path: {}", task.0, errno.desc()),
+        }
+        let is_absent = || {
+            std::fs::symlink_metadata("/etc/ld.so.preload")
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        inner.plain_etc.load(Ordering::Acquire) && !view.has_roots.load(Ordering::Acquire) && is_absent()
+    }
+
+    /// Does something with the descriptor that processes map.
+    pub(crate) fn with_file<T>(
+        &self,
+        work: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
+        work(self.0.as_ref().ok_or(Errno::ENOSYS)?.page.read().file())
+    }
+
+    /// The shim's own control calls.
+    pub(crate) fn control(&self, task: Task, args: &[u64; 6]) -> Outcome {
+        let inner = self.0.as_ref().ok_or(Errno::ENOSYS)?;
+        if args[0] == GIVE {
+            let fd = inner.page.read().file().try_clone_to_owned().map_err(errno)?;
+            return Ok(Answer::Fd { fd, close_on_exec: true });
+        }
+        let loader = inner.images.read().loaders.get(args[2] as usize).cloned().ok_or(Errno::EINVAL)?;
+        let base = args[1].checked_sub(loader.patched.address).ok_or(Errno::EINVAL)?;
+        let memory = HostFile::options().write(true).open(format!("/proc/{}/mem", task.0)).map_err(errno)?;
+        for change in &loader.changes {
+            memory.write_all_at(&change.old, base + change.address).map_err(errno)?;
+        }
+        Ok(Answer::Value(0))
+    }
+
+    /// The view was idle: who filters calls since then is not known, and all have one filter more.
+    pub(crate) fn has_grown(&self) {
+        if let Some(inner) = &self.0 {
+            inner.grown.fetch_add(1, Ordering::SeqCst);
+            inner.filters.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// A process is about to filter calls itself.
+    pub(crate) fn filters(&self, task: Task) {
+        let Some(inner) = &self.0 else { return };
+        inner.filters.store(true, Ordering::SeqCst);
+        // Where it is not mapped there is nothing to be switched off.
+        if let Ok(memory) = HostFile::options().write(true).open(format!("/proc/{}/mem", task.0)) {
+            let _ = memory.write_all_at(&1_u32.to_ne_bytes(), shim::SWITCH);
+        }
+    }
+
+    /// The line of `maps` that a process would have without the fast path; `None` for lines that are right.
+    pub(crate) fn true_line(&self, line: &[u8]) -> Option<Vec<u8>> {
+        let inner = self.0.as_ref()?;
+        let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:shim"))?;
+        let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+        let [range, permissions, offset, device, ino, ..] = fields.as_slice() else { return None };
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let (major, minor) = device.split_once(':')?;
+        let key = (libc::makedev(hex(major)? as u32, hex(minor)? as u32), ino.parse().ok()?);
+        if key != inner.key {
+            return None;
+        }
+        let offset = hex(offset)?;
+        let images = inner.images.read();
+        let library = images
+            .libraries
+            .iter()
+            .find(|library| (library.at..library.at + library.len).contains(&offset))?;
+        let head = format!(
+            "{range} {permissions} {:08x} {:02x}:{:02x} {} ",
+            offset - library.at + library.offset,
+            libc::major(library.device),
+            libc::minor(library.device),
+            library.ino
+        );
+        Some([format!("{head:<73}").as_bytes(), &library.path, b"\n"].concat())
+    }
+}
+
+impl Inner {
+    fn facts(&self, table: &Table, identity: bool) -> (Facts, Option<String>) {
+        let mut facts = Facts { identity, ..Facts::default() };
+        let why_not = look(table, &mut facts).err();
+        facts.paths = why_not.is_none();
+        facts.proc.extend(self.planes.lock().iter());
+        (facts, why_not)
+    }
+
+    /// Whether a process has filters beside those of the view.
+    fn is_filtered(&self, task: Task) -> bool {
+        let count = |path: String| -> Option<u32> {
+            let text = std::fs::read(path).ok()?;
+            let text = String::from_utf8_lossy(&text);
+            text.lines().find_map(|line| line.strip_prefix("Seccomp_filters:")?.trim().parse().ok())
+        };
+        let own = count("/proc/self/status".into());
+        let its = count(format!("/proc/{}/status", task.0));
+        match (own, its) {
+            (Some(own), Some(its)) => its > own + 1 + self.grown.load(Ordering::Relaxed),
+            _ => true,
+        }
+    }
+
+    fn add_library(&self, images: &mut Images, path: &Path) -> Result<()> {
+        let Ok(path) = path.canonicalize() else { return Ok(()) };
+        let file = key_of(&path)?;
+        if images.known.insert(file, ()).is_some() {
+            return Ok(());
+        }
+        let content = std::fs::read(&path).map_err(errno)?;
+        if key_of(&path)? != file {
+            return Err(Errno::EAGAIN);
+        }
+        let patched = sites::patch(&content, &wanted)?;
+        let mut page = self.page.write();
+        let at = page.add(&patched.new)?;
+        let len = patched.new.len() as u64;
+        page.announce(&Replacement { file, offset: patched.offset, len, at })?;
+        images.libraries.push(Library {
+            device: file[0],
+            ino: file[1],
+            path: path.as_os_str().as_bytes().to_vec(),
+            offset: patched.offset,
+            len,
+            at,
+        });
+        Ok(())
+    }
+
+    /// The loader that a call may come from, by where its instruction is in its page; and where the loader would then be.
+    fn loader_at(&self, next: u64) -> Option<(u32, Arc<Loader>, u64)> {
+        let at = next.wrapping_sub(2);
+        for (index, loader) in self.images.read().loaders.iter().enumerate() {
+            for site in &loader.patched.sites {
+                let base = at.wrapping_sub(site.address);
+                let is_wanted = site.number == Some(libc::SYS_access as u32);
+                let is_within = (loader.span.0..loader.span.1).contains(&site.address);
+                if is_wanted && is_within && base % PAGE == 0 {
+                    return Some((index as u32, Arc::clone(loader), base));
+                }
+            }
+        }
+        None
+    }
+
+    /// Changes the loader of a process that waits in its first call.
+    fn enter(
+        &self,
+        source: &Source,
+        notification: &Notification,
+        index: u32,
+        loader: &Loader,
+        base: u64,
+    ) -> Result<()> {
+        let task = Task(notification.tid);
+        let patched = &loader.patched;
+        let within = |address: u64| (address - patched.address) as usize;
+        // All that is read by anybody is as in the file, or this is not what it seems.
+        let (from, to) = loader.span;
+        let back = notification.next - base;
+        let mut part = vec![0; (to - from) as usize];
+        task.read(base + from, &mut part)?;
+        if part != patched.old[within(from)..within(to)] {
+            return Err(Errno::ENOEXEC);
+        }
+        let pads = loader.changes.first().ok_or(Errno::ENOEXEC)?;
+        let boot_at = (pads.address + pads.new.len() as u64).next_multiple_of(16);
+        let room = patched.old.len() - within(pads.address);
+        let len = within(boot_at) - within(pads.address);
+        let mut displaced = [0; DISPLACED];
+        displaced.copy_from_slice(
+            part.get((back - from) as usize..)
+                .and_then(|part| part.get(..DISPLACED))
+                .ok_or(Errno::ENOEXEC)?,
+        );
+        // cmp $-4096, %rax
+        if displaced[..2] != [0x48, 0x3d] {
+            return Err(Errno::ENOEXEC);
+        }
+        let memory = HostFile::options().write(true).open(format!("/proc/{}/mem", task.0)).map_err(errno)?;
+        let number = {
+            let page = self.page.read();
+            source.with(|listener| listener.install(notification.id, page.file(), true))?
+        };
+        let boot = shim::boot(boot_at, back, displaced, number, index, base + patched.address);
+        if len + boot.len() > room {
+            return Err(Errno::ENOSPC);
+        }
+        let mut tail = pads.new.clone();
+        tail.resize(len, 0xcc);
+        tail.extend(boot);
+        memory.write_all_at(&tail, base + pads.address).map_err(errno)?;
+        for change in &loader.changes[1..] {
+            let at = (change.address - from) as usize;
+            part[at..at + change.new.len()].copy_from_slice(&change.new);
+        }
+        let at = (back - from) as usize;
+        let distance = boot_at.wrapping_sub(back + 5) as u32;
+        part[at] = 0xe9;
+        part[at + 1..at + 5].copy_from_slice(&distance.to_le_bytes());
+        memory.write_all_at(&part, base + from).map_err(errno)
+    }
+}
+
+/// Calls that the shim takes.
+fn wanted(number: u32) -> bool {
+    crate::calls::by_number(number).is_some_and(|row| shim::kind(row.name).is_some())
+}
+
+pub(crate) fn key_of(path: &Path) -> Result<FileKey> {
+    let data = std::fs::metadata(path).map_err(errno)?;
+    Ok([data.dev(), data.ino(), data.mtime() as u64, data.mtime_nsec() as u64, data.size()])
+}
+
+fn read_loader(path: &Path) -> Result<Loader> {
+    let patched = sites::patch(&std::fs::read(path).map_err(errno)?, &wanted)?;
+    let pads = patched.changes.first().cloned().ok_or(Errno::ENOEXEC)?;
+    // The process's own copy of the last page is not read again.
+    if patched.old[(pads.address - patched.address) as usize..].iter().any(|byte| *byte != 0) {
+        return Err(Errno::ENOEXEC);
+    }
+    let mut pages: HashMap<u64, usize> = HashMap::new();
+    for change in &patched.changes[1..] {
+        *pages.entry(change.address / PAGE).or_default() += 1;
+    }
+    let page =
+        pages.into_iter().max_by_key(|(_, count)| *count).map(|(page, _)| page).ok_or(Errno::ENOEXEC)?;
+    let is_within = |change: &&Change| {
+        change.address / PAGE == page && (change.address + change.old.len() as u64 - 1) / PAGE == page
+    };
+    let changes: Vec<Change> = patched.changes[1..].iter().filter(is_within).cloned().collect();
+    let from = changes.iter().map(|change| change.address).min().ok_or(Errno::ENOEXEC)?;
+    let to =
+        changes.iter().map(|change| change.address + change.old.len() as u64).max().ok_or(Errno::ENOEXEC)?;
+    // Up to the end of what is displaced behind the last call, within the code.
+    let to = (to + 16).min((page + 1) * PAGE).min(patched.address + patched.old.len() as u64);
+    let changes = std::iter::once(pads).chain(changes).collect();
+    Ok(Loader { patched, changes, span: (from, to) })
+}
+
+/// What the shim must know of a table; an error says why it cannot be told.
+fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
+    let text = |path: &[u8]| String::from_utf8_lossy(shown(path)).into_owned();
+    facts.proc = proc_devices()?;
+    let mut below = 0;
+    for mount in table.mounts() {
+        if mount.target.is_empty() {
+            return Err("something is mounted over the root".into());
+        }
+        if !mount.except.is_empty() {
+            return Err(format!("{} has exceptions", text(&mount.target)));
+        }
+        facts.targets.push(mount.target.clone());
+        if matches!(mount.service, Service::Disk(_)) {
+            for number in 1..=PARTITIONS {
+                facts.targets.push([&mount.target, number.to_string().as_bytes()].concat());
+                facts.targets.push([&mount.target, format!("p{number}").as_bytes()].concat());
+            }
+        }
+        let path = Path::new(std::ffi::OsStr::from_bytes(&mount.target));
+        match std::fs::symlink_metadata(path) {
+            Ok(data) => cover(path, &data, facts, &mut below)?,
+            Err(_) => list_parent(&mount.target, facts),
+        }
+    }
+    Ok(())
+}
+
+/// The directory of a mount point that is not there is listed with it.
+fn list_parent(target: &[u8], facts: &mut Facts) {
+    let parent = crate::mounts::split(target).0;
+    if let Ok(data) = std::fs::symlink_metadata(std::ffi::OsStr::from_bytes(shown(parent))) {
+        facts.covered.push((data.dev(), data.ino()));
+    }
+}
+
+/// Something of the host that is not to be seen, with all that lies in it.
+fn cover(
+    path: &Path,
+    data: &std::fs::Metadata,
+    facts: &mut Facts,
+    below: &mut usize,
+) -> std::result::Result<(), String> {
+    let kind = data.file_type();
+    let is_loop =
+        libc::major(data.rdev()) == 7 || (libc::major(data.rdev()), libc::minor(data.rdev())) == (10, 237);
+    if kind.is_fifo() || ((kind.is_block_device() || kind.is_char_device()) && !is_loop) {
+        // To open it might do something.
+        return Err(format!("{} is a device or a fifo", path.display()));
+    }
+    facts.covered.push((data.dev(), data.ino()));
+    if !kind.is_dir() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(path).map_err(|_| format!("{} cannot be listed", path.display()))?;
+    for entry in entries {
+        *below += 1;
+        if *below > MOST_BELOW {
+            return Err(format!("{} covers too many files", path.display()));
+        }
+        let entry = entry.map_err(|_| format!("{} cannot be listed", path.display()))?;
+        let path = entry.path();
+        match std::fs::symlink_metadata(&path) {
+            Ok(data) => cover(&path, &data, facts, below)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => return Err(format!("{} cannot be seen", path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// Devices of `/proc`, as this process sees it mounted.
+fn proc_devices() -> std::result::Result<Vec<u64>, String> {
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|_| "/proc cannot be read".to_owned())?;
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&text).lines() {
+        let Some((head, tail)) = line.split_once(" - ") else { continue };
+        if !tail.starts_with("proc ") {
+            continue;
+        }
+        let device = head.split(' ').nth(2).and_then(|device| device.split_once(':'));
+        let numbers = device.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let (major, minor) = numbers.ok_or("/proc/self/mountinfo cannot be read")?;
+        let device = libc::makedev(major, minor);
+        if !found.contains(&device) {
+            found.push(device);
+        }
+    }
+    if found.is_empty() { Err("/proc is not mounted".into()) } else { Ok(found) }
+}
