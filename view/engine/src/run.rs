@@ -160,6 +160,8 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         Signal::SIGTSTP,
         Signal::SIGTTIN,
         Signal::SIGTTOU,
+        // A lease that tells whether a file is in use (`StandIn::is_unused`) was broken meanwhile: whoever opens it waits for a moment.
+        Signal::SIGIO,
     ] {
         signals.add(signal);
     }

@@ -278,7 +278,8 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     };
     let interrupt = Interrupt::new();
     let _scope = interrupt.enter();
-    let outcome = watch::over(task, &interrupt, || relieved(&call));
+    let name = calls::by_number(call.number).map_or("", |row| row.name);
+    let outcome = watch::over(task, name, &interrupt, || relieved(&call));
     if view.tracing.load(Ordering::Relaxed) {
         report(view, &call, &outcome);
     }

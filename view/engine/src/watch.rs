@@ -17,6 +17,14 @@ struct Served {
     interrupt: Interrupt,
     server: Option<Arc<Server>>,
     since: Instant,
+    patience: Duration,
+}
+
+/// How long a signal waits for a call. Those that may wait for other processes end soon, as the kernel's do. All others a filesystem of
+/// the kernel ends only with its work, and programs do not expect `EINTR` from `stat(2)`: only a source that does not answer is one.
+fn patience(name: &str) -> Duration {
+    let waits = matches!(name, "open" | "openat" | "openat2" | "creat" | "connect" | "splice" | "sendfile");
+    if waits { Duration::from_millis(50) } else { Duration::from_secs(1) }
 }
 
 static CALLS: Mutex<Vec<Served>> = Mutex::new(Vec::new());
@@ -24,7 +32,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Serves a call under the watch.
-pub(crate) fn over<T>(task: Task, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
+pub(crate) fn over<T>(task: Task, name: &str, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     CALLS.lock().push(Served {
         number,
@@ -32,6 +40,7 @@ pub(crate) fn over<T>(task: Task, interrupt: &Interrupt, work: impl FnOnce() -> 
         interrupt: interrupt.clone(),
         server: Server::current(),
         since: Instant::now(),
+        patience: patience(name),
     });
     let result = work();
     CALLS.lock().retain(|call| call.number != number);
@@ -71,7 +80,7 @@ fn watch() {
         let long: Vec<_> = CALLS
             .lock()
             .iter()
-            .filter(|call| call.since.elapsed() > IDLE)
+            .filter(|call| call.since.elapsed() > call.patience)
             .map(|call| (call.task, call.interrupt.clone()))
             .collect();
         for (task, interrupt) in long {
