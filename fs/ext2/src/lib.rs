@@ -42,6 +42,7 @@ mod file;
 mod fold;
 mod group;
 mod hash;
+mod held;
 mod htree;
 mod index;
 mod indirect;
