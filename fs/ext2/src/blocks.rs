@@ -133,6 +133,16 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Takes a block wherever it is; it may be taken already.
+    pub(crate) fn claim(&mut self, block: u64) -> Result<()> {
+        let sb = &self.volume.sb;
+        let group = ((block - u64::from(sb.first_data_block)) / u64::from(sb.blocks_per_group)) as u32;
+        let bit = ((block - sb.group_start(group)) >> sb.cluster_bits) as usize;
+        let about = self.volume.group(group)?;
+        let bitmap = self.block_bitmap(group, &about)?;
+        if bitmap[bit / 8] & 1 << (bit % 8) != 0 { Ok(()) } else { self.mark(group, bit, 1, true) }
+    }
+
     /// Gives back a block of metadata.
     pub(crate) fn release_meta(&mut self, block: u64) -> Result<()> {
         self.release(block, 1)?;

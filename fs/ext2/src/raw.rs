@@ -47,7 +47,8 @@ impl RawInode {
         Self::of(volume, ino, bytes)
     }
 
-    fn of(volume: &Volume, ino: u32, bytes: Vec<u8>) -> Self {
+    /// A record of these bytes.
+    pub(crate) fn of(volume: &Volume, ino: u32, bytes: Vec<u8>) -> Self {
         let seed = crc32c(volume.sb.checksum_seed, &ino.to_le_bytes());
         let checksum_seed = crc32c(seed, &le32(&bytes, 0x64).to_le_bytes());
         Self {
