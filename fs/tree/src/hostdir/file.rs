@@ -88,7 +88,7 @@ impl File for HostFile {
     }
 
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
-        flags(&self.0, ioctl)
+        flags(&self.file, ioctl)
     }
 
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
