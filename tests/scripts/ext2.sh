@@ -68,6 +68,69 @@ volume ext4 32M -t ext4
 volume ext4-bigalloc 64M -t ext4 -O bigalloc
 volume ext4-inline 32M -t ext4 -O inline_data
 
+# Fast commits that the kernel left in a journal: replayed by us as by the kernel.
+rm -f v.img
+truncate -s 64M v.img
+if [ "$(id -u)" = 0 ] && mke2fs -q -F -t ext4 -O fast_commit v.img 2>/dev/null && mount -o loop v.img "$k" 2>/dev/null; then
+    mkdir "$k/dir" "$k/old"
+    for number in $(seq 12); do head -c $((number * 3000)) /dev/urandom >"$k/dir/f$number"; done
+    sync -f "$k"
+    # Each sync of a file is a fast commit.
+    head -c 50000 /dev/urandom >"$k/dir/new" && sync "$k/dir/new"
+    printf later | dd of="$k/dir/new" bs=1 seek=100000 conv=notrunc,fsync status=none
+    ln "$k/dir/f1" "$k/hard" && sync "$k/hard"
+    mv "$k/dir/f2" "$k/renamed" && sync "$k/renamed"
+    rm "$k/dir/f3"
+    truncate -s 5000 "$k/dir/f4" && sync "$k/dir/f4"
+    fallocate -o 30000 -l 100000 "$k/dir/f5" && sync "$k/dir/f5"
+    ln -s target "$k/dir/link"
+    mkdir "$k/made"
+    for number in $(seq 40); do echo "$number" >"$k/made/many $number"; done
+    mv "$k/dir/f6" "$k/dir/f7"
+    chmod 600 "$k/dir/f8" && sync "$k/made/many 40" "$k/dir/f8"
+    commits=$(awk '/ commits$/ { print $1; exit }' "/proc/fs/ext4/$(basename "$(findmnt -no SOURCE "$k")")/fc_info" 2>/dev/null)
+    cp v.img theirs.img
+    cp v.img ours.img
+    umount "$k"
+    if [ "${commits:-0}" = 0 ]; then
+        skip "fast commits: the kernel makes none"
+    else
+        # The kernel replays its copy when it is mounted, ours is replayed by us; then both are only looked at.
+        mount -o loop theirs.img "$k" && umount "$k"
+        check "fast commits: the volume is mounted to be written" "$BIN/umfuseext2" ours.img "$m" -o rw
+        check "fast commits: and is written" touch "$m/written"
+        rm "$m/written"
+        unmount
+        settled
+        check "fast commits: e2fsck finds nothing" e2fsck -fn ours.img
+        mount -o loop,ro theirs.img "$k" && (record "$k") >theirs && umount "$k"
+        mount -o loop,ro ours.img "$k" && (record "$k") >ours && umount "$k"
+        # The kernel gives directories the time of the replay, and the root was changed by us since.
+        plain() { sed -E '/^\. /d; s/^(.* d [0-9 ]+ )[0-9.]+ $/\1/' "$1"; }
+        same "fast commits: the tree is the kernel's" "$(plain theirs)" "$(plain ours)"
+    fi
+    rm -f theirs.img ours.img
+else
+    skip "fast commits: the kernel's mount ($HOW)" fine
+fi
+
+# A file longer than the memory: the driver's own does not grow with it.
+if [ -n "${LONG:-}" ]; then
+    rm -f v.img
+    truncate -s 24G v.img
+    mke2fs -q -F -t ext4 -E "root_owner=$(id -u):$(id -g)" v.img
+    "$BIN/umfuseext2" v.img "$m" -o rw -f 2>/dev/null &
+    server=$!
+    until_true 10 mounted "$m"
+    check "20 GiB: are written" dd if=/dev/zero of="$m/long" bs=1M count=20480 conv=fsync status=none
+    most=$(awk '/^VmHWM/ { print $2 }' "/proc/$server/status")
+    same "20 GiB: less than 100 MB of memory ($most KiB)" yes "$([ "$most" -lt 100000 ] && echo yes)"
+    unmount
+    wait "$server" 2>/dev/null
+    check "20 GiB: e2fsck finds nothing" e2fsck -fn v.img
+    rm -f v.img
+fi
+
 # The server dies at a random moment: what was synced is there, and the volume is clean after the replay.
 rm -f v.img
 truncate -s 64M v.img

@@ -211,6 +211,7 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             backing: false,
             acl: false,
             case_insensitive: false,
+            silent_close: false,
             ..below
         }
     }

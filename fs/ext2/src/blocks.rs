@@ -2,6 +2,9 @@
 //!
 //! A bit is a block, or a cluster with `bigalloc`. What was given back in a transaction that is not committed yet counts as in use.
 //! A file's blocks are looked for behind those that it has, or else in the group of its inode; then in the groups that follow.
+//!
+//! A file that grows has a *window*: free blocks behind its end that others get only when there are no more. Windows are in memory only, and
+//! close with the file.
 
 use veduta_api::Errno;
 
@@ -11,17 +14,63 @@ use crate::group::{BLOCK_UNINIT, Group};
 
 /// Groups that are looked at for a run as long as was asked for, before a shorter one is taken.
 const PATIENCE: u32 = 16;
+/// Files for which room is kept at a time.
+const WINDOWS_MAX: usize = 256;
 
 impl Change<'_> {
     /// Takes up to `want` free blocks that lie together, near `goal`: the first, and how many. `ENOSPC` if there
     /// are none. With `bigalloc` they are whole clusters.
     pub(crate) fn allocate(&mut self, goal: u64, want: u64) -> Result<(u64, u64)> {
+        self.allocate_for(0, goal, want, 0)
+    }
+
+    /// The same for content of an inode, for which `ahead` more blocks behind them are kept from others, if there are any.
+    pub(crate) fn allocate_for(&mut self, ino: u32, goal: u64, want: u64, ahead: u64) -> Result<(u64, u64)> {
+        let bits = self.volume.sb.cluster_bits;
+        let others = self.meta.promised.saturating_sub(self.credit);
+        let free = self.meta.free_clusters.saturating_sub(others) << bits;
+        if free == 0 {
+            return Err(Errno::ENOSPC.into());
+        }
+        let want = want.min(free);
+        let found = match self.find_free(ino, goal, want, ahead)? {
+            None if !self.meta.windows.is_empty() => {
+                // Room for what may come is no reason to refuse what is there.
+                self.meta.windows.clear();
+                self.find_free(ino, goal, want, 0)?
+            }
+            found => found,
+        };
+        let (group, at, len) = found.ok_or(Errno::ENOSPC)?;
+        let taken = len.min(want.div_ceil(1 << bits) as usize);
+        let start = self.volume.sb.group_start(group) + ((at as u64) << bits);
+        self.volume.check_content(start, (taken as u64) << bits)?;
+        self.mark(group, at, taken, true)?;
+        let behind = start + ((taken as u64) << bits);
+        if ahead > 0 && len > taken && self.meta.windows.len() < WINDOWS_MAX {
+            self.meta.windows.insert(ino, behind..behind + (((len - taken) as u64) << bits));
+        } else {
+            self.meta.windows.remove(&ino);
+        }
+        Ok((start, (taken as u64) << bits))
+    }
+
+    /// Free clusters near `goal` that lie together, at most for `want` blocks and `ahead` more: group, first, how many.
+    fn find_free(
+        &mut self,
+        ino: u32,
+        goal: u64,
+        want: u64,
+        ahead: u64,
+    ) -> Result<Option<(u32, usize, usize)>> {
         let sb = &self.volume.sb;
         let bits = sb.cluster_bits;
         let goal = if sb.holds(goal, 1) { goal } else { u64::from(sb.first_data_block) };
         let first = ((goal - u64::from(sb.first_data_block)) / u64::from(sb.blocks_per_group)) as u32;
         let near = ((goal - sb.group_start(first)) >> bits) as usize;
-        let clusters = want.div_ceil(1 << bits).min((sb.blocks_per_group >> bits).into()) as usize;
+        let most =
+            |blocks: u64| blocks.div_ceil(1 << bits).min((sb.blocks_per_group >> bits).into()) as usize;
+        let (least, clusters) = (most(want), most(want + ahead));
         let mut best: Option<(u32, usize, usize)> = None;
         let mut looked = 0;
         for step in 0..sb.group_count {
@@ -30,9 +79,12 @@ impl Change<'_> {
             if about.free_clusters == 0 {
                 continue;
             }
-            let bitmap = self.masked_bitmap(group, &about)?;
+            let bitmap = self.masked_bitmap(ino, group, &about)?;
             let from = if step == 0 { near } else { 0 };
+            let here = if step == 0 { run_at(&bitmap, near, clusters) } else { 0 };
             let found = match find_run(&bitmap, from, clusters) {
+                // Room for what may come is not worth going elsewhere.
+                _ if here >= least => Some((near, here)),
                 // What follows the goal is best, however little.
                 Some((at, len)) if step == 0 && at == near => Some((at, len)),
                 found if from > 0 => longer(found, find_run(&bitmap, 0, clusters)),
@@ -47,11 +99,7 @@ impl Change<'_> {
                 break;
             }
         }
-        let (group, at, len) = best.ok_or(Errno::ENOSPC)?;
-        let start = self.volume.sb.group_start(group) + ((at as u64) << bits);
-        self.volume.check_content(start, (len as u64) << bits)?;
-        self.mark(group, at, len, true)?;
-        Ok((start, (len as u64) << bits))
+        Ok(best)
     }
 
     /// Takes one free block (the first of a cluster, with `bigalloc`) for metadata.
@@ -85,6 +133,16 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Takes a block wherever it is; it may be taken already.
+    pub(crate) fn claim(&mut self, block: u64) -> Result<()> {
+        let sb = &self.volume.sb;
+        let group = ((block - u64::from(sb.first_data_block)) / u64::from(sb.blocks_per_group)) as u32;
+        let bit = ((block - sb.group_start(group)) >> sb.cluster_bits) as usize;
+        let about = self.volume.group(group)?;
+        let bitmap = self.block_bitmap(group, &about)?;
+        if bitmap[bit / 8] & 1 << (bit % 8) != 0 { Ok(()) } else { self.mark(group, bit, 1, true) }
+    }
+
     /// Gives back a block of metadata.
     pub(crate) fn release_meta(&mut self, block: u64) -> Result<()> {
         self.release(block, 1)?;
@@ -92,12 +150,20 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// The bitmap of a group, with what is not to be given out yet.
-    fn masked_bitmap(&mut self, group: u32, about: &Group) -> Result<Vec<u8>> {
+    /// The bitmap of a group, with what is not to be given out yet, or is kept for other inodes.
+    fn masked_bitmap(&mut self, ino: u32, group: u32, about: &Group) -> Result<Vec<u8>> {
         let mut bitmap = self.block_bitmap(group, about)?;
         for busy in [&self.meta.running.freed, &self.meta.leaving] {
             if let Some(busy) = busy.get(&group) {
                 bitmap.iter_mut().zip(busy).for_each(|(byte, busy)| *byte |= busy);
+            }
+        }
+        let (start, bits) = (self.volume.sb.group_start(group), self.volume.sb.cluster_bits);
+        let end = start + u64::from(self.volume.sb.blocks_per_group);
+        for (_, window) in self.meta.windows.iter().filter(|(owner, _)| **owner != ino) {
+            let (from, to) = (window.start.max(start), window.end.min(end));
+            for bit in (from.saturating_sub(start) >> bits)..(to.saturating_sub(start) >> bits) {
+                bitmap[bit as usize / 8] |= 1 << (bit % 8);
             }
         }
         Ok(bitmap)
@@ -155,6 +221,11 @@ impl Change<'_> {
         *total = if used { total.saturating_sub(len as u64) } else { *total + len as u64 };
         Ok(())
     }
+}
+
+/// How many zeros follow each other from `from` on, at most `want`.
+fn run_at(bitmap: &[u8], from: usize, want: usize) -> usize {
+    next(bitmap, from, true).unwrap_or(bitmap.len() * 8).saturating_sub(from).min(want)
 }
 
 /// The longest run of zeros at or behind `from`, cut to `want`; the first that is long enough.

@@ -48,6 +48,10 @@ pub(crate) struct Change<'a> {
     pub(crate) volume: &'a Volume,
     pub(crate) meta: MutexGuard<'a, Meta>,
     transactions: &'a Transactions,
+    /// Clusters that were promised to it.
+    pub(crate) credit: u64,
+    /// Whether a file that grows keeps room for more.
+    pub(crate) ahead: bool,
     undo: Undo,
 }
 
@@ -68,7 +72,7 @@ impl<'a> Change<'a> {
     pub(crate) fn new(volume: &'a Volume, transactions: &'a Transactions) -> Self {
         let meta = transactions.meta.lock();
         let counts = (meta.free_clusters, meta.free_inodes);
-        Self { volume, meta, transactions, undo: Undo { counts, ..Undo::default() } }
+        Self { volume, meta, transactions, credit: 0, ahead: false, undo: Undo { counts, ..Undo::default() } }
     }
 
     /// Changes bytes of a block of metadata.

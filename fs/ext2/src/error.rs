@@ -54,15 +54,19 @@ impl Error {
     /// What the host gets. Damage and missing abilities are logged here, once.
     pub(crate) fn into_errno(self) -> Errno {
         match &self {
+            Error::Errno(_) => {}
+            Error::Unsupported(_) => tracing::error!("ext2: {self}"),
+            Error::Corrupt(_) => tracing::error!("ext2: damaged: {self}"),
+        }
+        self.as_errno()
+    }
+
+    /// The same, of an error that is logged elsewhere.
+    pub(crate) fn as_errno(&self) -> Errno {
+        match self {
             Error::Errno(errno) => *errno,
-            Error::Unsupported(_) => {
-                tracing::error!("ext2: {self}");
-                Errno::EOPNOTSUPP
-            }
-            Error::Corrupt(_) => {
-                tracing::error!("ext2: damaged: {self}");
-                Errno::EUCLEAN
-            }
+            Error::Unsupported(_) => Errno::EOPNOTSUPP,
+            Error::Corrupt(_) => Errno::EUCLEAN,
         }
     }
 }

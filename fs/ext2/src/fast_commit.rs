@@ -31,9 +31,14 @@ const MAX_LEN: u64 = 32768;
 
 /// A change.
 #[derive(Clone, Debug, PartialEq)]
-enum Change {
+pub(crate) enum Change {
     /// Blocks of a file have a new place, or are a hole.
-    Content { ino: u32, run: Run },
+    Content {
+        ino: u32,
+        run: Run,
+        /// Where blocks are that are kept for it, and read as zeros.
+        unwritten: Option<u64>,
+    },
     /// A name in a directory leads to an inode.
     Link { dir: u32, name: Vec<u8>, ino: u32 },
     /// The same, and the inode is new.
@@ -64,6 +69,13 @@ pub(crate) struct Changes {
     /// New inodes, and the directories that they were made in. What a new directory has on the disk does not
     /// count.
     pub(crate) made: HashMap<u32, u32>,
+}
+
+impl Log {
+    /// What it says, in order.
+    pub(crate) fn into_changes(self) -> Vec<Change> {
+        self.changes
+    }
 }
 
 /// Reads the area, which has `count` blocks; `sequence` is the transaction that would come next.
@@ -116,11 +128,11 @@ fn parse(kind: u16, value: &[u8]) -> Option<Change> {
             let (len, physical) = (u64::from(le16(value, 8)), join(le32(value, 12), le16(value, 10).into()));
             let (len, written) = if len > MAX_LEN { (len - MAX_LEN, false) } else { (len, true) };
             let run = Run { start: second.into(), len, physical: written.then_some(physical) };
-            Change::Content { ino: first, run }
+            Change::Content { ino: first, run, unwritten: (!written).then_some(physical) }
         }
         2 if value.len() >= 12 => {
             let run = Run { start: second.into(), len: le32(value, 8).into(), physical: None };
-            Change::Content { ino: first, run }
+            Change::Content { ino: first, run, unwritten: None }
         }
         3 => Change::Create { dir: first, name: name()?, ino: second },
         4 => Change::Link { dir: first, name: name()?, ino: second },
@@ -158,7 +170,7 @@ impl Changes {
 
     fn take(&mut self, volume: &Volume, change: Change) -> Result<()> {
         match change {
-            Change::Content { ino, run } => {
+            Change::Content { ino, run, .. } => {
                 let outside = run.physical.is_some_and(|block| !volume.sb.holds(block, run.len));
                 if outside || (run.len == 0 && run.physical.is_some()) {
                     let what = format!("a fast commit puts {} blocks outside the volume", run.len);

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use veduta_api::{Allocate, Errno, File, Ioctl, Seek};
+use veduta_api::{Allocate, Errno, File, Ioctl, Seek, Timestamp};
 
 use crate::controls;
 use crate::error::{Error, Result};
+use crate::held::Held;
 use crate::inline;
 use crate::inode::{FLAG_INLINE_DATA, Inode};
 use crate::map::Map;
 use crate::nodes::Node;
-use crate::shape;
+use crate::shape::{self, How};
 use crate::volume::Volume;
 
 /// Where the bytes are.
@@ -92,21 +93,50 @@ impl OpenFile {
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let _content = self.node.lock.read();
         let state = self.state()?;
-        let left = state.inode.size.saturating_sub(offset);
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        state.content.read(&self.volume, &mut buf[..len], offset)?;
+        let held = self.node.held.lock();
+        let size = held.as_ref().map_or(state.inode.size, Held::size);
+        let most = buf.len();
+        let up_to = |end: u64| usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(most);
+        let (len, stored) = (up_to(size), up_to(state.inode.size).min(up_to(size)));
+        if let Some(held) = &*held {
+            held.read(&mut buf[..len], offset);
+        }
+        drop(held);
+        state.content.read(&self.volume, &mut buf[..stored], offset)?;
         Ok(len)
     }
 
     /// Changes the content, while nobody else reads or changes it.
     fn change<T>(&self, call: impl FnOnce() -> Result<T>) -> veduta_api::Result<T> {
         let _content = self.node.lock.write();
-        let done = call();
+        let done = self.volume.settle(&self.node, true).and_then(|()| call());
         self.node.changed();
         done.map_err(Error::into_errno)
     }
 
+    fn write(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        let _content = self.node.lock.write();
+        if self.volume.hold(&self.node, buf, offset)? {
+            return Ok(buf.len());
+        }
+        let waits = self.node.held.lock().is_some();
+        if waits {
+            self.volume.settle(&self.node, true)?;
+            if self.volume.hold(&self.node, buf, offset)? {
+                return Ok(buf.len());
+            }
+        }
+        let how = How { time: Some(Timestamp::now()), credit: 0, ahead: true };
+        let done = shape::write(&self.volume, self.node.ino, buf, offset, how);
+        self.node.changed();
+        done
+    }
+
     fn find(&self, what: Seek, offset: u64) -> Result<Option<u64>> {
+        if self.volume.holding.find(self.node.ino).is_some() {
+            let _content = self.node.lock.write();
+            self.volume.settle(&self.node, true)?;
+        }
         let _content = self.node.lock.read();
         let state = self.state()?;
         let size = state.inode.size;
@@ -130,6 +160,22 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        let ino = self.node.ino;
+        let (last, nameless) = self.volume.nodes.last_open(ino);
+        if last {
+            if self.volume.holding.find(ino).is_some() {
+                let _content = self.node.lock.write();
+                if nameless {
+                    self.volume.discard_held(&self.node);
+                } else {
+                    // Who asks next is told of errors.
+                    let _ = self.volume.settle(&self.node, false);
+                }
+            }
+            if let Some(transactions) = &self.volume.transactions {
+                transactions.close_window(ino);
+            }
+        }
         if self.volume.nodes.close(self.node.ino) {
             if let Err(error) = shape::delete(&self.volume, self.node.ino) {
                 let _ = error.in_inode(self.node.ino).into_errno();
@@ -144,11 +190,18 @@ impl File for OpenFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> veduta_api::Result<usize> {
-        self.change(|| shape::write(&self.volume, self.node.ino, buf, offset))
+        self.write(buf, offset).map_err(Error::into_errno)
     }
 
     fn sync(&self, _data_only: bool) -> veduta_api::Result<()> {
-        self.volume.commit().map_err(Error::into_errno)
+        if self.volume.holding.find(self.node.ino).is_some() {
+            let _content = self.node.lock.write();
+            // The error is kept.
+            let _ = self.volume.settle(&self.node, true);
+        }
+        let failed = self.node.failed.lock().take();
+        let done = self.volume.commit().map_err(Error::into_errno);
+        failed.map_or(done, Err)
     }
 
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> veduta_api::Result<()> {

@@ -376,7 +376,7 @@ pub(crate) fn check_root(volume: &Volume) -> Result<()> {
 
 /// Signed seconds; the two lowest bits of the extra field count how often 2^32 is to be added, the rest are
 /// nanoseconds.
-fn decode_time(base: u32, extra: u32) -> Timestamp {
+pub(crate) fn decode_time(base: u32, extra: u32) -> Timestamp {
     let seconds = i64::from(base as i32) + (i64::from(extra & 3) << 32);
     Timestamp { seconds, nanos: (extra >> 2).min(999_999_999) }
 }

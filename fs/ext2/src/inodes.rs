@@ -69,10 +69,10 @@ impl Change<'_> {
         Ok(best.map_or(home, |(group, _)| group))
     }
 
-    fn allocate_in(&mut self, group: u32, mut about: Group, is_dir: bool) -> Result<Option<u32>> {
+    fn allocate_in(&mut self, group: u32, about: Group, is_dir: bool) -> Result<Option<u32>> {
         let sb = &self.volume.sb;
         let per_group = sb.inodes_per_group;
-        let mut bitmap = self.inode_bitmap(group, &about)?;
+        let bitmap = self.inode_bitmap(group, &about)?;
         let mut at = if group == 0 { sb.first_ino as usize - 1 } else { 0 };
         // Each round goes on by one bit.
         let (bit, ino) = loop {
@@ -89,6 +89,32 @@ impl Change<'_> {
                 }
             }
         };
+        self.take_inode(group, about, bitmap, bit, is_dir)?;
+        Ok(Some(ino))
+    }
+
+    /// Takes an inode by its number: whether it was free.
+    pub(crate) fn claim_inode(&mut self, ino: u32, is_dir: bool) -> Result<bool> {
+        let per_group = self.volume.sb.inodes_per_group;
+        let (group, bit) = ((ino - 1) / per_group, ((ino - 1) % per_group) as usize);
+        let about = self.volume.group(group)?;
+        let bitmap = self.inode_bitmap(group, &about)?;
+        let is_free = bitmap[bit / 8] & 1 << (bit % 8) == 0;
+        if is_free {
+            self.take_inode(group, about, bitmap, bit, is_dir)?;
+        }
+        Ok(is_free)
+    }
+
+    fn take_inode(
+        &mut self,
+        group: u32,
+        mut about: Group,
+        mut bitmap: Vec<u8>,
+        bit: usize,
+        is_dir: bool,
+    ) -> Result<()> {
+        let per_group = self.volume.sb.inodes_per_group;
         bitmap[bit / 8] |= 1 << (bit % 8);
         about.free_inodes = about
             .free_inodes
@@ -104,7 +130,7 @@ impl Change<'_> {
         }
         self.store_inode_bitmap(group, about, bitmap)?;
         self.meta.free_inodes = self.meta.free_inodes.saturating_sub(1);
-        Ok(Some(ino))
+        Ok(())
     }
 
     /// Table blocks that only now come into use may hold anything: from that behind the last used inode to that of `bit`.

@@ -108,6 +108,14 @@ pub(crate) fn next_sequence(volume: &Volume) -> Result<u32> {
     if journal.start == 0 { Ok(journal.sequence) } else { Ok(journal.scan()?.next) }
 }
 
+/// What follows the whole transactions: the block of the journal behind them, the number of the next, and the fast commits that would be part
+/// of that.
+pub(crate) fn behind(volume: &Volume) -> Result<(u32, u32, fast_commit::Log)> {
+    let journal = Journal::open(volume)?;
+    let log = journal.scan()?;
+    Ok((log.end, log.next, journal.fast_commits(log.next)?))
+}
+
 /// What can be done about a journal that is damaged.
 fn advise(mut error: Error) -> Error {
     if let Error::Corrupt(damage) = &mut error {
@@ -166,6 +174,8 @@ struct Log {
     transactions: u32,
     /// The sequence number behind the last.
     next: u32,
+    /// The block behind the last.
+    end: u32,
 }
 
 impl<'a> Journal<'a> {
@@ -247,7 +257,7 @@ impl<'a> Journal<'a> {
 
     /// Follows the log to its end. A ring holds each of its blocks once, so the walk ends.
     fn scan(&self) -> Result<Log> {
-        let mut log = Log { next: self.sequence, ..Log::default() };
+        let mut log = Log { next: self.sequence, end: self.start, ..Log::default() };
         let mut open = Transaction::default();
         let (mut at, mut left, mut last_time) = (self.start, self.end - self.first, 0);
         while left > 0 {
@@ -284,6 +294,9 @@ impl<'a> Journal<'a> {
             }
             left = left.saturating_sub(used);
             at = self.after(at, used);
+            if be32(&block, 4) == TYPE_COMMIT {
+                log.end = at;
+            }
         }
         Ok(log)
     }

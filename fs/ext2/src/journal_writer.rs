@@ -58,6 +58,16 @@ impl Ring {
         if journal.start != 0 {
             return Err(Error::corrupt("the journal is not empty"));
         }
+        let (first, sequence) = (journal.first, journal.sequence);
+        Self::of(volume, &journal, first, sequence)
+    }
+
+    /// The journal of a volume whose whole transactions are in their places, from the block and with the number that come next.
+    pub(crate) fn open_behind(volume: &Volume, head: u32, sequence: u32) -> Result<Self> {
+        Self::of(volume, &Journal::open(volume)?, head, sequence)
+    }
+
+    fn of(volume: &Volume, journal: &Journal<'_>, head: u32, sequence: u32) -> Result<Self> {
         let mut head_block = journal.read(0)?;
         if be32(&head_block, 4) != TYPE_SUPERBLOCK_V2 {
             // The older superblock ends before its features.
@@ -99,9 +109,9 @@ impl Ring {
             runs,
             first: journal.first,
             end: journal.end,
-            head: journal.first,
+            head,
             used: 0,
-            sequence: journal.sequence,
+            sequence,
             sums,
             wide: incompat & INCOMPAT_64BIT != 0,
             seed: crc32c(!0, &uuid),

@@ -13,7 +13,8 @@
 //! Changes are *transactions* ([`transactions`], made of [`change`]s), written to the journal ([`journal_writer`]) or, without one, in an
 //! order that keeps damage small ([`ordered`]). On them stand the allocators ([`blocks`], [`inodes`]), maps that grow
 //! ([`extent_tree`], [`block_lists`], [`space`]), directories ([`entries`], [`index`]), and what users ask for ([`names`], [`shape`],
-//! [`settings`], [`attributes`]). [`recover`] decides whether a volume can be changed at all.
+//! [`settings`], [`attributes`]). What is added to a file waits in memory ([`held`]) until it gets its blocks. [`recover`] decides whether a volume can be changed at
+//! all; [`replayed`] brings fast commits to the disk.
 //!
 //! # Limits
 //!
@@ -42,6 +43,7 @@ mod file;
 mod fold;
 mod group;
 mod hash;
+mod held;
 mod htree;
 mod index;
 mod indirect;
@@ -59,6 +61,7 @@ mod ordered;
 mod orphans;
 mod raw;
 mod recover;
+mod replayed;
 mod report;
 mod settings;
 mod shape;

@@ -55,6 +55,8 @@ pub(crate) fn make(
             return Err(Errno::EMLINK.into());
         }
         let ino = change.allocate_inode(parent, is_dir)?;
+        // The number's last owner may be remembered as one without a name.
+        volume.nodes.find_name(ino);
         let mut inode = new_inode(change, ino, &dir, new, target)?;
         match place {
             Place::Named(name) => {

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use veduta_api::Errno;
+
+use crate::held::Held;
 
 /// A node that somebody uses.
 #[derive(Debug)]
@@ -12,6 +15,10 @@ pub(crate) struct Node {
     pub(crate) ino: u32,
     /// Held for reading while content is read, for writing while it is changed.
     pub(crate) lock: RwLock<()>,
+    /// What was added to it and has no blocks yet.
+    pub(crate) held: Mutex<Option<Held>>,
+    /// Content that was accepted could not be written; for who asks next.
+    pub(crate) failed: Mutex<Option<Errno>>,
     version: AtomicU64,
 }
 
@@ -28,7 +35,7 @@ impl Node {
 }
 
 #[derive(Debug)]
-struct Held {
+struct Use {
     node: Arc<Node>,
     references: u64,
     opens: u64,
@@ -37,7 +44,7 @@ struct Held {
 
 /// All of them, by inode.
 #[derive(Debug, Default)]
-pub(crate) struct Nodes(Mutex<HashMap<u32, Held>>);
+pub(crate) struct Nodes(Mutex<HashMap<u32, Use>>);
 
 impl Nodes {
     /// The node of an inode.
@@ -61,41 +68,55 @@ impl Nodes {
     /// The last name of a node is gone: whether nobody uses it any more.
     pub(crate) fn lose_name(&self, ino: u32) -> bool {
         self.with(ino, |held| held.nameless = true);
-        self.sweep(ino)
+        self.sweep(ino, 0)
     }
 
     /// A node without a name has one again.
     pub(crate) fn find_name(&self, ino: u32) {
-        self.with(ino, |held| held.nameless = false);
+        if let Some(held) = self.0.lock().get_mut(&ino) {
+            held.nameless = false;
+        }
     }
 
     /// References are given back: whether it was the last use of a node without a name.
     pub(crate) fn forget(&self, ino: u32, count: u64) -> bool {
         self.with(ino, |held| held.references = held.references.saturating_sub(count));
-        self.sweep(ino)
+        self.sweep(ino, 0)
     }
 
-    /// A file is closed: whether it was the last use of a node without a name.
+    /// A file is closed, which still has the node: whether it was the last use of a node without a name.
     pub(crate) fn close(&self, ino: u32) -> bool {
         self.with(ino, |held| held.opens = held.opens.saturating_sub(1));
-        self.sweep(ino)
+        self.sweep(ino, 1)
     }
 
-    fn with<T>(&self, ino: u32, call: impl FnOnce(&mut Held) -> T) -> T {
+    /// Whether one file of a node is open, and whether the node has no name.
+    pub(crate) fn last_open(&self, ino: u32) -> (bool, bool) {
+        self.0.lock().get(&ino).map_or((true, false), |held| (held.opens <= 1, held.nameless))
+    }
+
+    fn with<T>(&self, ino: u32, call: impl FnOnce(&mut Use) -> T) -> T {
         let mut all = self.0.lock();
-        call(all.entry(ino).or_insert_with(|| Held {
-            node: Arc::new(Node { ino, lock: RwLock::new(()), version: AtomicU64::new(0) }),
+        call(all.entry(ino).or_insert_with(|| Use {
+            node: Arc::new(Node {
+                ino,
+                lock: RwLock::new(()),
+                held: Mutex::new(None),
+                failed: Mutex::new(None),
+                version: AtomicU64::new(0),
+            }),
             references: 0,
             opens: 0,
             nameless: false,
         }))
     }
 
-    fn sweep(&self, ino: u32) -> bool {
+    /// `own`: how often whoever asks has the node.
+    fn sweep(&self, ino: u32, own: usize) -> bool {
         let mut all = self.0.lock();
         let unused = all.get(&ino).is_some_and(|held| held.references == 0 && held.opens == 0);
         // Who holds the node itself still needs its lock.
-        let alone = all.get(&ino).is_some_and(|held| Arc::strong_count(&held.node) == 1);
+        let alone = all.get(&ino).is_some_and(|held| Arc::strong_count(&held.node) == 1 + own);
         let nameless = all.get(&ino).is_some_and(|held| held.nameless);
         if unused && alone {
             all.remove(&ino);

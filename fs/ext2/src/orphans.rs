@@ -2,6 +2,9 @@
 //!
 //! Layout: a list that starts in the superblock; i_dtime of each leads to the next. With `orphan_file` the kernel uses a file full of
 //! numbers instead, and this list when that is full. We use the list always, and read both.
+//!
+//! Without a journal a list that is half written would be worse than none: then the inodes say that they are gone, and the checker frees what they
+//! have. The list is in memory only.
 
 use veduta_api::Timestamp;
 
@@ -24,10 +27,16 @@ impl Change<'_> {
         if self.meta.orphans.contains(&inode.ino) {
             return Ok(());
         }
-        inode.set_dtime(self.meta.orphans.first().copied().unwrap_or(0));
-        let ino = inode.ino;
+        let (ino, next) = (inode.ino, self.meta.orphans.first().copied().unwrap_or(0));
         self.orphans_mut().insert(0, ino);
-        self.set_head(ino)
+        if self.listed() {
+            inode.set_dtime(next);
+            return self.set_head(ino);
+        }
+        if inode.links() == 0 {
+            inode.set_dtime(Timestamp::now().seconds as u32);
+        }
+        Ok(())
     }
 
     /// Takes an inode off the list; the caller stores it.
@@ -35,6 +44,11 @@ impl Change<'_> {
         let ino = inode.ino;
         let Some(at) = self.meta.orphans.iter().position(|orphan| *orphan == ino) else { return Ok(()) };
         let next = self.meta.orphans.get(at + 1).copied().unwrap_or(0);
+        if !self.listed() {
+            self.orphans_mut().remove(at);
+            inode.set_dtime(0);
+            return Ok(());
+        }
         match at.checked_sub(1).map(|before| self.meta.orphans[before]) {
             None => self.set_head(next)?,
             Some(before) => {
@@ -46,6 +60,11 @@ impl Change<'_> {
         self.orphans_mut().remove(at);
         inode.set_dtime(0);
         Ok(())
+    }
+
+    /// Whether the list is on the disk.
+    fn listed(&self) -> bool {
+        self.volume.transactions.as_ref().is_some_and(|transactions| transactions.journalled)
     }
 
     fn set_head(&mut self, ino: u32) -> Result<()> {

@@ -10,7 +10,9 @@ use crate::change::{Change, Kind};
 use crate::checksum::{crc32c, crc32c_without};
 use crate::error::{Error, Result};
 use crate::features::{INCOMPAT_64BIT, RO_COMPAT_HUGE_FILE};
-use crate::inode::{BLOCK_AT, BLOCK_LEN, CHECKSUM_HIGH_AT, CHECKSUM_LOW_AT, FLAG_HUGE_FILE, OLD_SIZE};
+use crate::inode::{
+    BLOCK_AT, BLOCK_LEN, CHECKSUM_HIGH_AT, CHECKSUM_LOW_AT, FLAG_HUGE_FILE, OLD_SIZE, decode_time,
+};
 use crate::volume::Volume;
 
 /// Bytes of later fields in a new inode.
@@ -45,7 +47,8 @@ impl RawInode {
         Self::of(volume, ino, bytes)
     }
 
-    fn of(volume: &Volume, ino: u32, bytes: Vec<u8>) -> Self {
+    /// A record of these bytes.
+    pub(crate) fn of(volume: &Volume, ino: u32, bytes: Vec<u8>) -> Self {
         let seed = crc32c(volume.sb.checksum_seed, &ino.to_le_bytes());
         let checksum_seed = crc32c(seed, &le32(&bytes, 0x64).to_le_bytes());
         Self {
@@ -237,6 +240,16 @@ impl RawInode {
         let now = Timestamp::now();
         self.set_time(MTIME, now);
         self.set_time(CTIME, now);
+    }
+
+    /// Content changed then; attributes may have since.
+    pub(crate) fn touch_at(&mut self, time: Timestamp) {
+        self.set_time(MTIME, time);
+        let wide = CTIME.1 + 4 <= OLD_SIZE + self.extra();
+        let more = if wide { le32(&self.bytes, CTIME.1) } else { 0 };
+        if decode_time(le32(&self.bytes, CTIME.0), more) < time {
+            self.set_time(CTIME, time);
+        }
     }
 
     /// Puts the record's checksum in its place.

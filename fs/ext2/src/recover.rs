@@ -44,7 +44,7 @@ pub(crate) fn open(disk: &Disk, policy: Policy) -> Result<Opened, MountError> {
     }
     let journalled = sb.features.has_compat(COMPAT_HAS_JOURNAL);
     let volume = Volume::new(disk.clone(), sb);
-    let volume = match replayed(volume) {
+    let volume = match replayed(volume, policy) {
         Ok(Replayed::Yes(volume)) => volume,
         Ok(Replayed::No(why)) => return only(&why),
         Err(error @ (Error::Corrupt(_) | Error::Unsupported(_))) => {
@@ -71,7 +71,7 @@ enum Replayed {
 }
 
 /// The volume, with the content of its journal in place.
-fn replayed(volume: Volume) -> Result<Replayed> {
+fn replayed(volume: Volume, policy: Policy) -> Result<Replayed> {
     let sb = &volume.sb;
     if !sb.features.has_compat(COMPAT_HAS_JOURNAL) {
         return Ok(Replayed::Yes(Box::new(volume)));
@@ -90,8 +90,7 @@ fn replayed(volume: Volume) -> Result<Replayed> {
     let (volume, status) = journal::replay(volume, false)?;
     if let Status::Replayed { fast_commits, .. } = status {
         if fast_commits > 0 {
-            let what = "its journal ends in fast commits, which are replayed into memory only";
-            return Ok(Replayed::No(what.into()));
+            return fast_replayed(&volume, policy, fast_commits);
         }
         let blocks = volume.bring_home()?;
         tracing::info!("ext2: {}: {blocks} blocks were replayed from the journal", volume.name());
@@ -105,13 +104,46 @@ fn replayed(volume: Volume) -> Result<Replayed> {
     Ok(Replayed::Yes(Box::new(fresh(&disk)?)))
 }
 
+/// The volume, with whole transactions and the fast commits behind them in place.
+fn fast_replayed(volume: &Volume, policy: Policy, count: u32) -> Result<Replayed> {
+    if volume.sb.cluster_bits != 0 {
+        return Ok(Replayed::No("its journal ends in fast commits, and it has clusters of blocks".into()));
+    }
+    let disk = volume.disk.clone();
+    let blocks = volume.bring_home()?;
+    disk.flush()?;
+    let home = fresh(&disk)?;
+    let (head, sequence, log) = journal::behind(&home)?;
+    let ring = Ring::open_behind(&home, head, sequence)?;
+    let home = with_transactions(home, Some(ring), policy)?;
+    let replayed = crate::replayed::replay(&home, log);
+    match (&home.transactions, replayed) {
+        (Some(transactions), Ok(())) => transactions.finish(&home)?,
+        (_, Err(Error::Unsupported(what))) => return Ok(Replayed::No(format!("its journal ends in {what}"))),
+        (_, Err(error)) => return Err(error),
+        (None, _) => {}
+    }
+    tracing::info!(
+        "ext2: {}: {blocks} blocks and {count} fast commits were replayed from the journal",
+        volume.name()
+    );
+    Ok(Replayed::Yes(Box::new(fresh(&disk)?)))
+}
+
 /// The volume as the disk has it.
 fn fresh(disk: &Disk) -> Result<Volume> {
     let sb = Superblock::parse(&disk.read_vec(PRIMARY_OFFSET, 1024)?, PRIMARY_OFFSET, disk.size())?;
     Ok(Volume::new(disk.clone(), sb))
 }
 
-fn prepared(mut volume: Volume, journalled: bool, policy: Policy) -> Result<Volume> {
+fn prepared(volume: Volume, journalled: bool, policy: Policy) -> Result<Volume> {
+    let ring = if journalled { Some(Ring::open(&volume)?) } else { None };
+    let volume = with_transactions(volume, ring, policy)?;
+    orphans::recover(&volume)?;
+    Ok(volume)
+}
+
+fn with_transactions(mut volume: Volume, ring: Option<Ring>, policy: Policy) -> Result<Volume> {
     let (mut clusters, mut inodes) = (0, 0);
     let mut own = Vec::new();
     for group in 0..volume.sb.group_count {
@@ -120,10 +152,8 @@ fn prepared(mut volume: Volume, journalled: bool, policy: Policy) -> Result<Volu
         inodes += u64::from(about.free_inodes);
         own.extend(Zones::of_group(&volume, group, &about));
     }
-    let ring = if journalled { Some(Ring::open(&volume)?) } else { None };
     own.extend(ring.iter().flat_map(Ring::places));
     let zones = Zones::new(own);
     volume.transactions = Some(Transactions::new(&volume, ring, policy, (clusters, inodes), zones));
-    orphans::recover(&volume)?;
     Ok(volume)
 }

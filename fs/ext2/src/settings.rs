@@ -19,12 +19,22 @@ pub(crate) fn set(volume: &Volume, ino: u32, changes: &SetAttr) -> Result<()> {
     if let Some(size) = changes.size {
         let node = volume.nodes.node(ino);
         let _content = node.lock.write();
+        let kept = node.held.lock().as_ref().is_none_or(|held| held.start() < size);
+        if kept {
+            volume.settle(&node, false)?;
+        } else {
+            volume.discard_held(&node);
+        }
         let done = shape::truncate(volume, ino, size);
         node.changed();
         done?;
     }
+    let touched = volume.take_touched(ino);
     volume.change(|change| {
         let mut inode = change.load(ino)?;
+        if let Some(time) = touched {
+            inode.set_time(MTIME, time);
+        }
         apply(change, &mut inode, changes)?;
         change.store(&mut inode)
     })

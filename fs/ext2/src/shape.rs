@@ -5,21 +5,19 @@
 //!
 //! # Limits
 //!
-//! Blocks are allocated when content is written, and not later: what keeps files together is that hosts hold writes back and send them in
-//! large pieces (FUSE: 1 MiB). Nothing is allocated ahead for files that grow.
-//!
 //! `FALLOC_FL_COLLAPSE_RANGE` and `FALLOC_FL_INSERT_RANGE` are one change, and refused (`EFBIG`) for files of more than 4096 extents. As
 //! with the kernel, files with block lists can be punched, and know no other kind of `fallocate`.
 
 use std::ops::Range;
 
-use veduta_api::{Allocate, Errno, Kind as NodeKind};
+use veduta_api::{Allocate, Errno, Kind as NodeKind, Timestamp};
 
 use crate::change::Change;
 use crate::error::{Error, Result};
 use crate::extent_tree::{self, Extent};
+use crate::extents::FILE_BLOCKS;
 use crate::features::RO_COMPAT_LARGE_FILE;
-use crate::inode::{BLOCK_LEN, FLAG_EXTENTS, FLAG_INLINE_DATA};
+use crate::inode::{BLOCK_LEN, FLAG_EXTENTS, FLAG_INLINE_DATA, Inode};
 use crate::orphans::bury;
 use crate::raw::RawInode;
 use crate::space::{self, Stretch};
@@ -46,6 +44,9 @@ fn has_map(inode: &RawInode) -> bool {
 
 /// Gives back an inode without a name, with all that it has.
 pub(crate) fn delete(volume: &Volume, ino: u32) -> Result<()> {
+    if let Some(node) = volume.holding.find(ino) {
+        volume.discard_held(&node);
+    }
     let step = |change: &mut Change<'_>| {
         if !change.meta.orphans.contains(&ino) {
             // Somebody else was faster.
@@ -339,12 +340,32 @@ fn insert(volume: &Volume, ino: u32, range: Range<u64>) -> Result<()> {
     })
 }
 
+/// How content is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// When it was given; `None` if times were set since.
+    pub(crate) time: Option<Timestamp>,
+    /// Clusters that were promised for it.
+    pub(crate) credit: u64,
+    /// Whether more is to come: then a file that grows keeps room behind its end.
+    pub(crate) ahead: bool,
+}
+
+/// The most bytes that a file of this layout can have.
+pub(crate) fn longest(volume: &Volume, inode: &Inode) -> u64 {
+    let blocks = match inode.has(FLAG_EXTENTS) {
+        true => FILE_BLOCKS - 1,
+        false => crate::block_lists::limit(volume),
+    };
+    blocks << volume.sb.block_bits
+}
+
 /// Writes content at `offset`, and says how much; less than asked for only if the space ran out.
-pub(crate) fn write(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Result<usize> {
+pub(crate) fn write(volume: &Volume, ino: u32, buf: &[u8], offset: u64, how: How) -> Result<usize> {
     const PART: usize = 4 << 20;
     let mut done = 0;
     for part in buf.chunks(PART) {
-        match write_part(volume, ino, part, offset + done as u64) {
+        match write_part(volume, ino, part, offset + done as u64, how) {
             Ok(len) if len == part.len() => done += len,
             Ok(len) => return Ok(done + len),
             Err(_) if done > 0 => return Ok(done),
@@ -354,15 +375,16 @@ pub(crate) fn write(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Resul
     Ok(done)
 }
 
-fn write_part(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Result<usize> {
-    match write_once(volume, ino, buf, offset) {
-        Err(Error::Errno(Errno::ENOSPC)) if volume.make_room()? => write_once(volume, ino, buf, offset),
-        Ok(len) if len < buf.len() && volume.make_room()? => {
-            match write_once(volume, ino, &buf[len..], offset + len as u64) {
-                Ok(more) => Ok(len + more),
-                Err(_) => Ok(len),
-            }
-        }
+fn write_part(volume: &Volume, ino: u32, buf: &[u8], offset: u64, how: How) -> Result<usize> {
+    let write = |buf: &[u8], offset| write_once(volume, ino, buf, offset, how);
+    // What was promised needs nobody else's room.
+    let make_room = || if how.credit > 0 { volume.commit_freed() } else { volume.make_room() };
+    match write(buf, offset) {
+        Err(Error::Errno(Errno::ENOSPC)) if make_room()? => write(buf, offset),
+        Ok(len) if len < buf.len() && make_room()? => match write(&buf[len..], offset + len as u64) {
+            Ok(more) => Ok(len + more),
+            Err(_) => Ok(len),
+        },
         done => done,
     }
 }
@@ -375,9 +397,12 @@ struct Plan {
     end: u64,
 }
 
-fn write_once(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Result<usize> {
+fn write_once(volume: &Volume, ino: u32, buf: &[u8], offset: u64, how: How) -> Result<usize> {
     let handle = volume.begin()?;
-    let plan = handle.change(|change| plan(change, ino, offset, offset + buf.len() as u64))?;
+    let plan = handle.change(|change| {
+        (change.credit, change.ahead) = (how.credit, how.ahead);
+        plan(change, ino, offset, offset + buf.len() as u64, how.time)
+    })?;
     let len = (plan.end - offset) as usize;
     let written = plan
         .parts
@@ -398,7 +423,7 @@ fn write_once(volume: &Volume, ino: u32, buf: &[u8], offset: u64) -> Result<usiz
     Ok(len)
 }
 
-fn plan(change: &mut Change<'_>, ino: u32, offset: u64, end: u64) -> Result<Plan> {
+fn plan(change: &mut Change<'_>, ino: u32, offset: u64, end: u64, time: Option<Timestamp>) -> Result<Plan> {
     let volume = change.volume;
     let bits = volume.sb.block_bits;
     let mut inode = change.load(ino)?;
@@ -442,7 +467,9 @@ fn plan(change: &mut Change<'_>, ino: u32, offset: u64, end: u64) -> Result<Plan
     if end > old_size {
         inode.set_size(end);
     }
-    inode.touch();
+    if let Some(time) = time {
+        inode.touch_at(time);
+    }
     change.store(&mut inode)?;
     Ok(Plan { parts, old_size, end })
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use veduta_api::Errno;
+use veduta_api::{Errno, Kind as NodeKind};
 
 use crate::block_lists;
 use crate::change::Change;
@@ -18,6 +18,9 @@ use crate::volume::Volume;
 
 /// Runs that are given back in one change; more than that are several.
 const BUDGET: usize = 16;
+/// Blocks that are kept for a file that grows: as many as it has, within these.
+const AHEAD_LEAST: u64 = 16;
+const AHEAD_MOST: u64 = 2048;
 
 /// A stretch of a file.
 #[derive(Clone, Copy, Debug)]
@@ -112,9 +115,17 @@ impl Change<'_> {
 
     fn fill_blocks(&mut self, inode: &mut RawInode, hole: Range<u64>) -> Result<Extent> {
         let goal = self.goal_of(inode, hole.start)?;
-        let (physical, len) = self.allocate(goal, hole.end - hole.start)?;
+        let ahead = self.ahead_of(inode, hole.end);
+        let (physical, len) = self.allocate_for(inode.ino, goal, hole.end - hole.start, ahead)?;
         inode.add_blocks(len as i64)?;
         Ok(Extent { start: hole.start, len, physical, written: true })
+    }
+
+    /// Blocks to be kept behind a hole that is filled up to `end`.
+    fn ahead_of(&self, inode: &RawInode, end: u64) -> u64 {
+        let size = inode.size().div_ceil(1 << self.volume.sb.block_bits);
+        let grows = inode.kind() == Some(NodeKind::File) && end >= size;
+        if self.ahead && grows { size.clamp(AHEAD_LEAST, AHEAD_MOST) } else { 0 }
     }
 
     /// With `bigalloc`, a cluster of a file is a cluster of the volume: what a cluster has of it already says where the
@@ -134,7 +145,8 @@ impl Change<'_> {
             Some(extent) => extent.physical - extent.start % size,
             None => {
                 let goal = self.goal_of(inode, first)?;
-                let cluster = self.allocate_one(goal)?;
+                let ahead = self.ahead_of(inode, hole.end);
+                let (cluster, _) = self.allocate_for(inode.ino, goal, 1, ahead)?;
                 inode.add_blocks(size as i64)?;
                 cluster
             }

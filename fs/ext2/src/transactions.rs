@@ -14,7 +14,7 @@
 //! handles, for writing to close a transaction); [`Transactions::meta`] (by whoever changes metadata); [`Transactions::dirty`].
 
 use std::collections::{HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
@@ -68,6 +68,10 @@ pub(crate) struct Meta {
     pub(crate) leaving_inodes: HashSet<u32>,
     pub(crate) free_clusters: u64,
     pub(crate) free_inodes: u64,
+    /// Free clusters that content which waits for its blocks may need.
+    pub(crate) promised: u64,
+    /// Free blocks behind the end of files that grow, for them: by inode. In memory only.
+    pub(crate) windows: HashMap<u32, Range<u64>>,
     /// Inodes without a name, or longer than they should be, as the list on the disk has them.
     pub(crate) orphans: Vec<u32>,
 }
@@ -176,6 +180,8 @@ impl Transactions {
                 leaving_inodes: HashSet::new(),
                 free_clusters: counts.0,
                 free_inodes: counts.1,
+                promised: 0,
+                windows: HashMap::new(),
                 orphans: Vec::new(),
             }),
             dirty: RwLock::new(HashMap::new()),
@@ -196,6 +202,25 @@ impl Transactions {
     /// The newest content of a block that is not in its place.
     pub(crate) fn find(&self, number: u64) -> Option<Block> {
         self.dirty.read().get(&number).cloned()
+    }
+
+    /// Keeps clusters for content that waits: whether there are so many.
+    pub(crate) fn promise(&self, clusters: u64) -> bool {
+        let mut meta = self.meta.lock();
+        let enough = meta.free_clusters.saturating_sub(meta.promised) >= clusters;
+        meta.promised += if enough { clusters } else { 0 };
+        enough
+    }
+
+    /// The content has its blocks, or needs none.
+    pub(crate) fn fulfil(&self, clusters: u64) {
+        let mut meta = self.meta.lock();
+        meta.promised = meta.promised.saturating_sub(clusters);
+    }
+
+    /// A file does not grow any more.
+    pub(crate) fn close_window(&self, ino: u32) {
+        self.meta.lock().windows.remove(&ino);
     }
 
     /// Whether changes are refused.
@@ -382,7 +407,7 @@ impl Transactions {
     }
 
     /// Before the first change: the disk says that the volume is in use.
-    fn activate(&self, volume: &Volume) -> Result<()> {
+    pub(crate) fn activate(&self, volume: &Volume) -> Result<()> {
         if self.active.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -477,6 +502,7 @@ impl Transactions {
 fn keep_once(weak: &Weak<Volume>) -> ControlFlow<()> {
     let Some(volume) = weak.upgrade() else { return ControlFlow::Break(()) };
     let Some(transactions) = &volume.transactions else { return ControlFlow::Break(()) };
+    volume.settle_all();
     let waiting = !transactions.meta.lock().running.is_empty();
     if waiting && transactions.commit(&volume).is_err() {
         return ControlFlow::Break(());
@@ -517,8 +543,14 @@ impl Volume {
         }
     }
 
-    /// Commits if that gives room. Whoever calls holds no handle.
+    /// Whether there is more room after a commit, and after content that waits has taken what it needs and given back the rest of what was
+    /// promised. Whoever calls holds no handle.
     pub(crate) fn make_room(&self) -> Result<bool> {
+        Ok(self.settle_idle() | self.commit_freed()?)
+    }
+
+    /// Commits if something was given back. Whoever calls holds no handle.
+    pub(crate) fn commit_freed(&self) -> Result<bool> {
         let transactions = self.writable()?;
         let useful = transactions.waits_for_commit();
         if useful {

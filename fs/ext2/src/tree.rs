@@ -82,11 +82,11 @@ impl Tree {
 
     /// What is handed out of a node, with a reference.
     fn refer(&self, ino: u32) -> Result<Entry> {
-        let inode = self.volume.inode(ino)?;
+        let (inode, attr) = self.volume.look(ino)?;
         if self.writes() {
             self.volume.nodes.refer(ino);
         }
-        Ok(Entry { ino: node(ino), generation: inode.generation.into(), attr: self.volume.attr(&inode) })
+        Ok(Entry { ino: node(ino), generation: inode.generation.into(), attr })
     }
 
     fn find(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
@@ -116,6 +116,21 @@ impl Tree {
             None => dir.find(&self.volume, name)?,
         };
         self.found(parent, found.ok_or(Errno::ENOENT)?)
+    }
+
+    /// What takes another's name is often its new content: then it must not come to the disk after the name.
+    fn settle_moved(&self, dir: u32, name: &OsStr) -> Result<()> {
+        if !self.volume.holding.is_empty() {
+            let found = {
+                let _names = self.volume.names.read();
+                self.dir(node(dir))?.find(&self.volume, name.as_bytes())?
+            };
+            if let Some(moved) = found.and_then(|ino| self.volume.holding.find(ino)) {
+                let _content = moved.lock.write();
+                self.volume.settle(&moved, false)?;
+            }
+        }
+        Ok(())
     }
 
     fn make(
@@ -161,7 +176,7 @@ impl Tree {
         let (free_clusters, free_inodes) = match &self.volume.transactions {
             Some(transactions) => {
                 let meta = transactions.meta.lock();
-                (meta.free_clusters, meta.free_inodes)
+                (meta.free_clusters.saturating_sub(meta.promised), meta.free_inodes)
             }
             None => self.volume.free_counts(),
         };
@@ -200,6 +215,7 @@ impl Filesystem for Tree {
             caching: if self.writes() { Caching::Exclusive } else { Caching::Immutable },
             case_insensitive: self.volume.sb.features.has_incompat(INCOMPAT_CASEFOLD),
             acl: true,
+            silent_close: true,
             time_granularity: if self.volume.sb.inode_size > SMALL_INODE { 1 } else { 1_000_000_000 },
             ..Facts::default()
         }
@@ -214,7 +230,7 @@ impl Filesystem for Tree {
     }
 
     fn getattr(&self, ino: Ino) -> veduta_api::Result<Attr> {
-        self.inode(ino).map(|inode| self.volume.attr(&inode)).map_err(Error::into_errno)
+        number(ino).and_then(|ino| self.volume.look(ino)).map(|(_, attr)| attr).map_err(Error::into_errno)
     }
 
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> veduta_api::Result<()> {
@@ -249,11 +265,15 @@ impl Filesystem for Tree {
     }
 
     fn sync(&self) -> veduta_api::Result<()> {
-        self.changed(self.volume.commit())
+        self.volume.settle_all();
+        let failed = self.volume.take_failure();
+        self.changed(self.volume.commit().and(failed))
     }
 
     fn unmount(&self) -> veduta_api::Result<()> {
         let Some(transactions) = &self.volume.transactions else { return Ok(()) };
+        self.volume.settle_all();
+        let failed = self.volume.take_failure();
         let orphans = transactions.meta.lock().orphans.clone();
         for ino in orphans {
             // What cannot be given back stays on the list, for e2fsck.
@@ -261,7 +281,7 @@ impl Filesystem for Tree {
                 let _ = error.in_inode(ino).into_errno();
             }
         }
-        self.changed(transactions.finish(&self.volume))
+        self.changed(transactions.finish(&self.volume).and(failed))
     }
 
     fn setattr(&self, ino: Ino, changes: &SetAttr) -> veduta_api::Result<Attr> {
@@ -334,6 +354,7 @@ impl Filesystem for Tree {
     ) -> veduta_api::Result<()> {
         let renamed = (|| {
             let (from, to) = (number(parent)?, number(new_parent)?);
+            self.settle_moved(from, name)?;
             names::rename(&self.volume, (from, name.as_bytes()), (to, new_name.as_bytes()), flags)
         })();
         self.changed(renamed)

@@ -15,6 +15,7 @@ use veduta_api::Disk;
 use crate::cache::{Block, Cache};
 use crate::error::{Error, Result};
 use crate::fast_commit::Changes;
+use crate::held::Holding;
 use crate::nodes::Nodes;
 use crate::superblock::{PRIMARY_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::transactions::Transactions;
@@ -50,6 +51,8 @@ pub(crate) struct Volume {
     pub(crate) transactions: Option<Transactions>,
     /// The nodes that somebody uses.
     pub(crate) nodes: Nodes,
+    /// Content that waits for its blocks.
+    pub(crate) holding: Holding,
     /// Held for writing while names change, for reading while they are looked up or listed.
     pub(crate) names: RwLock<()>,
 }
@@ -67,6 +70,7 @@ impl Volume {
             free_counts: OnceLock::new(),
             transactions: None,
             nodes: Nodes::default(),
+            holding: Holding::default(),
             names: RwLock::new(()),
         }
     }

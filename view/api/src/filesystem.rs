@@ -94,6 +94,8 @@ pub struct Facts {
     /// Whether a directory's mtime tells of every change to its names, also of those that others made. Hosts may then remember
     /// listings of a tree that is [`Caching::Shared`] until it changes.
     pub dated_listings: bool,
+    /// Whether [`File::flush`] has nothing to tell; hosts may then leave it out.
+    pub silent_close: bool,
     /// Nanoseconds; the granularity of times: a power of ten up to a second, or 2,000,000,000.
     pub time_granularity: u32,
 }
@@ -112,6 +114,7 @@ impl Default for Facts {
             backing: false,
             own_permissions: false,
             dated_listings: false,
+            silent_close: false,
             time_granularity: 1,
         }
     }

@@ -253,6 +253,7 @@ impl Filesystem for Reverse {
             backing: false,
             acl: false,
             dated_listings: true,
+            silent_close: false,
             ..self.view.inner.fs.facts()
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 
-use veduta_api::{Allocate, Errno, Kind, Perm, RenameFlags, SetAttr, SetTime, Timestamp, XattrMode};
+use veduta_api::{Allocate, Errno, File, Kind, Perm, RenameFlags, SetAttr, SetTime, Timestamp, XattrMode};
 
 use crate::support::{
     Make, Memory, Rng, Tree, assert_clean, folder, mount, read_all, rounds, run, seed, text,
@@ -26,9 +27,20 @@ struct Model {
     /// By path, without directories' content.
     names: BTreeMap<String, usize>,
     full: bool,
+    /// Files that stay open for a while, so that what was written to them waits.
+    open: Vec<Arc<dyn File>>,
 }
 
 impl Model {
+    fn keep_open(&mut self, file: Arc<dyn File>, rng: &mut Rng) {
+        if rng.below(2) == 0 {
+            self.open.push(file);
+        }
+        if self.open.len() > 8 {
+            self.open.swap_remove(rng.below(8) as usize);
+        }
+    }
+
     fn children(&self, path: &str) -> impl Iterator<Item = &String> {
         let prefix = format!("{path}/");
         self.names
@@ -106,6 +118,7 @@ fn step(tree: &Tree, model: &mut Model, rng: &mut Rng, most: u64, unit: Option<u
             let content = bytes(rng, len);
             let written = full(model, file.write_at(&content, 0), "write").unwrap_or(0);
             model.add(&new, Kind::File, content[..written].to_vec());
+            model.keep_open(file, rng);
         }
         6..8 => match (tree.mkdir(&new), free) {
             (done, true) => {
@@ -173,6 +186,7 @@ fn step(tree: &Tree, model: &mut Model, rng: &mut Rng, most: u64, unit: Option<u
             }
             content[offset as usize..end].copy_from_slice(&data[..len]);
             model.nodes[node].mtime = None;
+            model.keep_open(file, rng);
         }
         18..20 => {
             let Some(path) = rng.pick(&files) else { return };
@@ -457,6 +471,7 @@ fn exercise(make: &Make, steps: u64, seed: u64) {
             }
         }
         compare(&tree, &model);
+        model.open.clear();
         tree.0.unmount().unwrap();
         drop(tree);
         assert_clean(&memory, dir.path());

@@ -287,7 +287,9 @@ fn damage_that_a_change_meets_ends_all_changes() {
     let memory = crate::support::Memory::new(bytes);
     let tree = mount(&memory, "");
     let file = tree.create("dir/file").unwrap();
-    assert_eq!(file.write_at(&[1; 100], 0), Err(Errno::EUCLEAN));
+    file.write_at(&[1; 100], 0).unwrap();
+    assert_eq!(file.sync(false), Err(Errno::EUCLEAN));
+    assert_eq!(tree.stat("dir/file").unwrap().size, 0);
     assert_eq!(tree.create("dir/other").err(), Some(Errno::EROFS));
     assert!(tree.stat("dir/file").is_ok());
     drop(file);
@@ -304,9 +306,12 @@ fn a_disk_that_fails_is_reported() {
     let file = tree.create("file").unwrap();
     file.sync(false).unwrap();
     memory.fails.store(true, std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(file.write_at(&[1; 5000], 0), Err(Errno::EIO));
+    assert_eq!(file.write_at(&[1; 200_000], 0), Err(Errno::EIO));
+    file.write_at(&[1; 5000], 0).unwrap();
+    assert_eq!(tree.stat("file").unwrap().size, 5000);
     tree.mkdir("dir").unwrap();
     assert_eq!(file.sync(false), Err(Errno::EIO));
+    assert_eq!(tree.stat("file").unwrap().size, 0);
     assert_eq!(file.sync(false), Err(Errno::EIO));
     assert_eq!(tree.mkdir("other"), Err(Errno::EROFS));
     drop(file);
@@ -381,4 +386,288 @@ fn inline_content_moves_out_when_it_is_changed() {
     tree.rmdir("moved").unwrap();
     tree.0.unmount().unwrap();
     assert_clean(&memory, dir.path());
+}
+
+/// Runs of blocks that a file has, as debugfs tells.
+fn runs(memory: &crate::support::Memory, dir: &std::path::Path, path: &str) -> usize {
+    let image = dir.join("runs.img");
+    memory.save(&image);
+    let command = format!("blocks {path}");
+    let told = crate::support::run("debugfs", &["-R", &command, image.to_str().unwrap()]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    let blocks: Vec<u64> = told.split_whitespace().map(|block| block.parse().unwrap()).collect();
+    assert!(!blocks.is_empty(), "{path} has no blocks");
+    1 + blocks.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count()
+}
+
+#[test]
+fn what_is_added_waits_in_memory_and_reads_as_if_it_did_not() {
+    for make in [EXT4, EXT2] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1000");
+        let file = tree.create("file").unwrap();
+        file.write_at(b"first ", 0).unwrap();
+        file.sync(false).unwrap();
+        let free = tree.0.statfs().unwrap().blocks_free;
+        file.write_at(b"second", 6).unwrap();
+        file.write_at(b"SEC", 6).unwrap();
+        file.write_at(&[b'x'; 3000], 12).unwrap();
+        let on_disk = |word: &[u8]| memory.bytes().windows(word.len()).any(|part| part == word);
+        assert!(on_disk(b"first ") && !on_disk(b"SECond"));
+        assert!(tree.0.statfs().unwrap().blocks_free < free);
+        let attr = tree.stat("file").unwrap();
+        assert_eq!(attr.size, 3012);
+        assert!(attr.blocks >= 6 && attr.mtime <= attr.ctime);
+        assert_eq!(tree.read_file("file").unwrap()[..13], *b"first SECondx");
+        let mut part = [0; 4];
+        assert_eq!(file.read_at(&mut part, 4), Ok(4));
+        assert_eq!(part, *b"t SE");
+        assert_eq!(file.read_at(&mut part, 3010), Ok(2));
+        // Times that are set stay when the content gets its place.
+        let moment = veduta_api::Timestamp { seconds: 1_000_000_000, nanos: 0 };
+        let changes = SetAttr { mtime: Some(veduta_api::SetTime::To(moment)), ..SetAttr::default() };
+        tree.setattr("file", &changes).unwrap();
+        file.sync(false).unwrap();
+        assert!(on_disk(b"SECond"));
+        assert_eq!(tree.stat("file").unwrap().mtime, moment);
+        file.write_at(&[b'y'; 10], 3012).unwrap();
+        assert_eq!(file.seek(Seek::Hole, 0), Ok(3022));
+        assert!(on_disk(b"xyyyyyyyyyy"));
+        // What is cut off again needs no place, nor does what is gone.
+        file.write_at(b"never to be seen", 3022).unwrap();
+        tree.truncate("file", 3000).unwrap();
+        file.write_at(b"never to be seen", 3000).unwrap();
+        tree.unlink("file").unwrap();
+        drop(file);
+        tree.0.unmount().unwrap();
+        assert!(!on_disk(b"never to be seen"));
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
+fn the_clock_brings_what_waits_to_the_disk() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "commit=1");
+    let file = tree.create("file").unwrap();
+    file.write_at(b"in time", 0).unwrap();
+    let arrived = || {
+        let crashed = crate::support::Memory::new(memory.bytes());
+        mount(&crashed, "ro").read_file("file").is_ok_and(|content| content == b"in time")
+    };
+    for _ in 0..100 {
+        if arrived() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(arrived());
+    drop(file);
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
+fn new_content_is_there_before_it_takes_the_name_of_the_old() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "commit=1000");
+    tree.create("file").unwrap().write_at(b"old", 0).unwrap();
+    tree.0.sync().unwrap();
+    let file = tree.create("file.new").unwrap();
+    file.write_at(b"new content", 0).unwrap();
+    tree.rename("file.new", "file", RenameFlags::default()).unwrap();
+    // Something else is committed, and the power fails.
+    tree.create("other").unwrap().sync(false).unwrap();
+    let crashed = crate::support::Memory::new(memory.bytes());
+    let after = mount(&crashed, "");
+    assert_eq!(after.read_file("file").unwrap(), b"new content");
+    after.0.unmount().unwrap();
+    assert_clean(&crashed, dir.path());
+    drop(file);
+    tree.0.unmount().unwrap();
+}
+
+#[test]
+fn files_that_grow_by_turns_lie_together() {
+    for make in [
+        Make { kib: 65536, words: "-t ext4 -b 4096" },
+        Make { kib: 65536, words: "-t ext3 -b 4096" },
+        Make { kib: 65536, words: "-t ext4 -b 4096 -O bigalloc -C 16384" },
+    ] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1000");
+        let names = ["one", "two", "three", "log", "large", "wide"];
+        let files: Vec<_> = names.iter().map(|name| tree.create(name).unwrap()).collect();
+        for number in 0..512 {
+            for file in &files[..3] {
+                file.write_at(&[b'z'; 4096], number * 4096).unwrap();
+            }
+            if number % 4 == 0 {
+                files[3].write_at(&[b'l'; 1000], number / 4 * 1000).unwrap();
+                files[3].sync(true).unwrap();
+            }
+            if number % 64 == 0 {
+                for file in &files[4..] {
+                    file.write_at(&vec![b'w'; 1 << 20], (number / 64) << 20).unwrap();
+                }
+            }
+        }
+        drop(files);
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+        // What is kept for a file doubles with it. Block lists take blocks of their own.
+        let lists = if make.words.contains("ext3") { 4 } else { 0 };
+        for (name, most) in [("one", 4), ("two", 4), ("three", 4), ("log", 4), ("large", 5), ("wide", 5)] {
+            let most = most + lists;
+            let found = runs(&memory, dir.path(), name);
+            println!("{} {name}: {found}", make.words);
+            assert!(found <= most, "{} {name}: {found} runs", make.words);
+        }
+    }
+}
+
+#[test]
+fn what_was_accepted_is_there_though_the_disk_is_full() {
+    for make in [
+        EXT4,
+        EXT2,
+        Make { kib: 8192, words: "-t ext3 -b 1024 -J size=1" },
+        Make { kib: 32768, words: "-t ext4 -b 1024 -O bigalloc -C 16384" },
+        Make { kib: 16384, words: "-t ext4 -b 1024 -O ^has_journal" },
+    ] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1000");
+        let mut files: Vec<_> =
+            (0..40).map(|number| (tree.create(&format!("file {number}")).unwrap(), 0_u64)).collect();
+        // Free space in small pieces.
+        let size = 1 << 20;
+        for number in 0.. {
+            let Ok(file) = tree.create(&format!("filler {number}")) else { break };
+            let asked = tree.0.statfs().unwrap().blocks_free * 1024;
+            if asked < size || file.write_at(&vec![1; 3000], 0).is_err() {
+                break;
+            }
+        }
+        for number in (0..200_000).step_by(2) {
+            if tree.unlink(&format!("filler {number}")).is_err() {
+                break;
+            }
+        }
+        let mut left = files.len();
+        let mut rng = crate::support::Rng(7);
+        while left > 0 {
+            left = files.len();
+            for (file, size) in &mut files {
+                let part = vec![(*size % 251) as u8; rng.below(5000) as usize + 1];
+                match file.write_at(&part, *size) {
+                    Ok(len) => *size += len as u64,
+                    Err(errno) => {
+                        assert_eq!(errno, Errno::ENOSPC);
+                        left -= 1;
+                    }
+                }
+            }
+        }
+        let total: u64 = files.iter().map(|(_, size)| size).sum();
+        assert!(total > 500_000, "{total}");
+        for (file, size) in &files {
+            assert_eq!(file.sync(true), Ok(()));
+            assert_eq!(read_all(&**file).unwrap().len() as u64, *size);
+        }
+        assert_eq!(tree.0.sync(), Ok(()));
+        let sizes: Vec<u64> = files.iter().map(|(_, size)| *size).collect();
+        drop(files);
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+        let tree = mount(&memory, "ro");
+        for (number, size) in sizes.iter().enumerate() {
+            assert_eq!(tree.stat(&format!("file {number}")).unwrap().size, *size);
+        }
+    }
+}
+
+#[test]
+fn nobody_waits_for_who_writes_another_file() {
+    for make in [EXT4, EXT2] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1000");
+        let slow = tree.create("slow").unwrap();
+        for name in ["read", "overwritten", "grown"] {
+            tree.create(name).unwrap().write_at(&[b'r'; 150_000], 0).unwrap();
+        }
+        memory.stuck.lock().0 = Some(b's');
+        let writer = std::thread::spawn(move || slow.write_at(&[b's'; 300_000], 0));
+        // Its content is on the way to the disk, and does not arrive.
+        let mut stuck = memory.stuck.lock();
+        memory.changed.wait_while(&mut stuck, |stuck| stuck.1 == 0);
+        drop(stuck);
+        // If one of these waited, the test would not end.
+        let mut part = [0; 100];
+        tree.open("read").unwrap().read_at(&mut part, 100_000).unwrap();
+        assert_eq!(part, [b'r'; 100]);
+        assert_eq!(tree.open("overwritten").unwrap().write_at(&[b'o'; 140_000], 5).unwrap(), 140_000);
+        assert_eq!(tree.open("grown").unwrap().write_at(&[b'g'; 200_000], 150_000).unwrap(), 200_000);
+        assert_eq!(tree.stat("grown").unwrap().size, 350_000);
+        tree.create("new").unwrap().write_at(b"small", 0).unwrap();
+        assert_eq!(tree.list("").unwrap().len(), 6);
+        memory.stuck.lock().0 = None;
+        memory.changed.notify_all();
+        assert_eq!(writer.join().unwrap(), Ok(300_000));
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
+fn threads_write_files_of_their_own() {
+    for make in [
+        Make { kib: 65536, words: "-t ext4 -b 4096" },
+        Make { kib: 65536, words: "-t ext2 -b 4096" },
+        Make { kib: 65536, words: "-t ext4 -b 1024 -O bigalloc -C 16384" },
+    ] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1");
+        let content =
+            |thread: u64, file: u64| vec![(thread * 16 + file) as u8 + 1; 1000 + file as usize * 40_000];
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let tree = &tree;
+                scope.spawn(move || {
+                    tree.mkdir(&format!("{thread}")).unwrap();
+                    for round in 0..4 {
+                        for number in 0..8 {
+                            let path = format!("{thread}/{number}");
+                            if round > 0 {
+                                tree.unlink(&path).unwrap();
+                            }
+                            let file = tree.create(&path).unwrap();
+                            let all = content(thread, number);
+                            for (at, part) in (0..).zip(all.chunks(7000)) {
+                                file.write_at(part, at * 7000).unwrap();
+                            }
+                            assert!(read_all(&*file).unwrap() == all);
+                            if number % 3 == 0 {
+                                file.sync(true).unwrap();
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+        let tree = mount(&memory, "ro");
+        for thread in 0..4 {
+            for number in 0..8 {
+                assert!(tree.read_file(&format!("{thread}/{number}")).unwrap() == content(thread, number));
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use veduta_api::{
     Attr, BlockDevice, Disk, Entry, Errno, File, Filesystem, Geometry, Ino, Kind, Link, Module, MountError,
     NewNode, Object, OpenFlags, Options, Perm, RenameFlags, Request, Result, SetAttr, World,
@@ -26,6 +26,9 @@ pub(crate) struct Memory {
     bytes: RwLock<Vec<u8>>,
     pub(crate) events: Mutex<Option<Vec<Event>>>,
     pub(crate) fails: std::sync::atomic::AtomicBool,
+    /// Large writes of this byte do not come back, as long as it is here; and how many there are.
+    pub(crate) stuck: Mutex<(Option<u8>, usize)>,
+    pub(crate) changed: Condvar,
 }
 
 impl Memory {
@@ -34,6 +37,8 @@ impl Memory {
             bytes: RwLock::new(bytes),
             events: Mutex::new(None),
             fails: std::sync::atomic::AtomicBool::new(false),
+            stuck: Mutex::new((None, 0)),
+            changed: Condvar::new(),
         })
     }
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -56,6 +61,13 @@ impl BlockDevice for Memory {
         if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Errno::EIO);
         }
+        let mut stuck = self.stuck.lock();
+        if buf.len() >= 1 << 16 && stuck.0 == Some(buf[0]) {
+            stuck.1 += 1;
+            self.changed.notify_all();
+            self.changed.wait_while(&mut stuck, |stuck| stuck.0.is_some());
+        }
+        drop(stuck);
         self.bytes.write()[offset as usize..][..buf.len()].copy_from_slice(buf);
         if let Some(events) = &mut *self.events.lock() {
             events.push(Event::Write(offset, buf.to_vec()));

@@ -433,7 +433,8 @@ impl fuser::Filesystem for Host {
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        if self.policy.immutable && !self.facts.remote_locks {
+        let silent = self.policy.immutable || self.facts.silent_close;
+        if silent && !self.facts.remote_locks {
             // "Not needed": the kernel does not ask again.
             return reply.error(fuser::Errno::ENOSYS);
         }
