@@ -97,6 +97,8 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
         parents = waiting;
         std::thread::sleep(Duration::from_micros(100));
     }
+    // It may have to grow once more.
+    view.all_asked_to_stop.store(false, Ordering::Release);
     Ok(())
 }
 

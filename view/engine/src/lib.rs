@@ -24,6 +24,7 @@ mod data;
 mod directory;
 mod exec;
 mod files;
+mod fuseplane;
 mod grow;
 mod host;
 mod identity;
