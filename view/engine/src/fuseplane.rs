@@ -35,6 +35,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Wake, Waker};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -49,8 +50,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use veduta_api::{
-    Attr, Directory, Entry, Facts, File, Filesystem, Ino, Ioctl, Kind, MountError, OpenFlags, Perm, Result,
-    SetAttr, StatFs, XattrMode,
+    Attr, Directory, Entry, Facts, File, Filesystem, Ino, Interrupt, Ioctl, Kind, MountError, OpenFlags,
+    Perm, Result, SetAttr, StatFs, XattrMode,
 };
 use veduta_fuse::{Allow, Detached, DetachedMount, MountOptions};
 use veduta_trace::raw;
@@ -137,7 +138,7 @@ impl Planes {
             && matches!(mount.service, Service::Tree)
             && !mount.is_hidden
             && !mount.is_source.load(Ordering::Acquire)
-            && self.refused.get().is_none()
+            && (self.refused.get().is_none() || mount.plane.get().is_some())
     }
 
     /// The plane of a mount; `None` if it has none.
@@ -572,6 +573,17 @@ struct Known {
     pins: u32,
     /// For the next opening.
     file: Option<Arc<dyn File>>,
+    /// Of the one who opens: a signal for him is to reach the driver.
+    asked: Option<Interrupt>,
+}
+
+/// Raises the interrupt of a request that the kernel passes on when that of the call behind it is raised.
+struct Forward(Interrupt);
+
+impl Wake for Forward {
+    fn wake(self: Arc<Self>) {
+        self.0.raise();
+    }
 }
 
 /// The tree that a plane serves: a root that holds nodes of another tree under their numbers. Numbers are one higher than there.
@@ -595,8 +607,10 @@ impl Nodes {
             told: 0,
             pins: 0,
             file: None,
+            asked: None,
         });
         entry.pins += 1;
+        entry.asked = Some(Interrupt::current());
         if file.is_some() {
             entry.file = file;
         }
@@ -615,6 +629,7 @@ impl Nodes {
             return false;
         }
         let file = entry.file.take();
+        entry.asked = None;
         let gone = if entry.told == 0 { known.remove(&ino) } else { None };
         let crowd = self.crowd.load(Ordering::Relaxed);
         let is_crowded = known.len() > crowd;
@@ -627,6 +642,14 @@ impl Nodes {
         drop(known);
         drop((file, gone));
         is_crowded
+    }
+
+    /// The request that this thread serves is interrupted with the call that led to it.
+    fn follow_call(&self, ino: Ino) {
+        let asked = self.known.lock().get(&ino).and_then(|known| known.asked.clone());
+        if let Some(asked) = asked {
+            asked.on_raise(&Waker::from(Arc::new(Forward(Interrupt::current()))));
+        }
     }
 
     fn inner(&self, ino: Ino) -> Result<Ino> {
@@ -664,6 +687,7 @@ impl Filesystem for Nodes {
         }
         let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
         let ino = Ino(number.ok_or(Errno::ENOENT)?);
+        self.follow_call(ino);
         let attr = self.getattr(outer(ino))?;
         let mut known = self.known.lock();
         let entry = known.get_mut(&ino).ok_or(Errno::ENOENT)?;
@@ -705,7 +729,10 @@ impl Filesystem for Nodes {
         let ready = self.known.lock().get_mut(&ino).and_then(|known| known.file.take());
         match ready {
             Some(file) => Ok(file),
-            None => self.tree.open(ino, flags),
+            None => {
+                self.follow_call(ino);
+                self.tree.open(ino, flags)
+            }
         }
     }
 
