@@ -43,6 +43,11 @@ xorriso -outdev cd.iso -volid CD -map tree / >/dev/null 2>&1 || xorriso -as mkis
 truncate -s 4M fat.img
 mkfs.fat fat.img >/dev/null 2>&1
 
+# The planes that there are here. By default a bind has the host's descriptors and an image what is possible; `fuse` is both through the kernel.
+planes="default emulated"
+if out=$(VEDUTA_PLANE=fuse view --mount bind:/:/ -- true 2>&1); then planes="default fuse emulated"
+else same "the plane fuse is refused with its name" 0 "$(grep -q 'VEDUTA_PLANE=fuse' <<<"$out"; echo $?)"; fi
+
 # --- the view itself: the same on every plane ---
 same "S1: the exit status of a view is the command's" "status 3" "$(in_view 'exit 3')"
 refuse 127 'not found' "S1: a command that does not exist" env PATH=/usr/bin:/bin timeout -k 1 30 "$VEDUTA" run -N -- no-such-command
@@ -65,7 +70,7 @@ rm .vurc
 check "S9: calls are reported, with path and decision" bash -c \
     'umvu -N sh -c "vumount -t ext2 ext4.img m; vudebug +p; cat m/greetings; vudebug -p" 2>&1 | grep -q "open.*greetings.* descriptor"'
 
-for plane in default emulated; do
+for plane in $planes; do
     if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
 
     same "$plane: S2: the tree once more" "$(ls /)" "$(umvu -N bash -c 'vu_insmod vufs; vumount -t vufs / m; ls m')"
@@ -117,6 +122,17 @@ status 0" "$(in_view "mount -t ext2 ext4.img m && mount | sed -n 's/ (.*//; s/^[
     same "$plane: S35: and each sees its own" "bin dir greetings link lost+found" "$(tr "\n" " " <one.out | sed "s/ $//")"
     rm -f one two one.out
 
+    # --- files of an image, used in all ways at once ---
+    if has python3; then
+        rm -rf work files.img && mkdir work
+        mke2fs -q -t ext4 -E "root_owner=$(id -u):$(id -g)" files.img 16M >/dev/null 2>&1
+        # Emulated programs are copies, which may be run while they are open for writing.
+        case "$plane of $planes" in "default of default fuse"* | fuse*) but='^$' ;; *) but='^busy' ;; esac
+        same "$plane: files of an image are like the host's" "$(cd work && timeout -k 1 60 python3 "$TESTS/files.py" 2>&1 | grep -v "$but"; rm -r "$TMP/work")" \
+            "$(view --mount "ext2:$TMP/files.img:$TMP/m" -- bash -c 'cd m; rmdir lost+found; python3 "$TESTS/files.py"' 2>&1 | sed 's/^named\(busy\)/\1/' | grep -v "$but")"
+        check "$plane: e2fsck finds the image clean" e2fsck -fn files.img
+    fi
+
     # --- programs ---
     same "$plane: B2: programs and scripts in an image run" "script m/bin/script a b
 script $TMP/m/bin/script one m/bin/nested x
@@ -137,7 +153,7 @@ status 0" "$(mkdir many; cd many && VEDUTA_PLANE=emulated prlimit --nofile=3500:
 rm -r many
 
 # What a program needs of the kernel, in a view in which everything is virtual.
-for plane in default emulated; do
+for plane in $planes; do
     if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
     like_native "S64: coreutils" 'seq 1000 >a; sort -R a | sort -n | cmp a && split -l 100 a x; cat x* | md5sum; ls | wc -l
         cp -a a b; mv b c; ln -s c l; readlink -f l; install -m 700 -d p/q; dd if=a of=f bs=7 skip=3 seek=2 count=9 conv=notrunc status=none; md5sum f; du -b --apparent-size a

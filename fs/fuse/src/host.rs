@@ -118,6 +118,12 @@ impl Host {
         }
     }
 
+    /// The same, where the kernel may hold back no writes.
+    pub(crate) fn writing_through(mut self) -> Self {
+        self.policy.writeback = false;
+        self
+    }
+
     pub(crate) fn set_notifier(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
     }

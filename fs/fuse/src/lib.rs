@@ -2,6 +2,7 @@
 //!
 //! * [`driver_main`] is the whole of a driver program, such as `umfuseext2`.
 //! * [`Mounted`] mounts a tree and serves it with threads of this process; [`mount_background`] is its short form.
+//! * [`Detached`] serves a tree without a mount point, for those who hand out descriptors.
 //!
 //! From the kernel inwards: `mount` makes the mount; `pool` has the threads; `host` turns requests into calls of the contract,
 //! with `policy` (what the kernel may remember), `handles` (what is open), `backing` (files whose data the kernel fetches by itself) and
@@ -13,6 +14,7 @@
 
 mod backing;
 mod daemon;
+mod detached;
 mod driver;
 mod handles;
 mod host;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use veduta_api::{Filesystem, Module, MountError};
 use veduta_disk::HostWorld;
 
+pub use detached::{Detached, DetachedMount, enter_namespaces};
 pub use driver::MountCommand;
 pub use log::log_to_stderr;
 pub use mount::{Allow, MountOptions, MountPoint};

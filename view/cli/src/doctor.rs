@@ -234,11 +234,11 @@ fn userns_advice() -> String {
 
 /// Whether a program can be run in a view, with a mount that has to be served, and by which of the mechanisms.
 fn view_checks() -> Vec<Check> {
-    let run = |trap: &str| {
+    let run = |variable: &str, value: &str| {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let output = Command::new(program)
             .args(["run", "--no-rc", "--mount", "bind:/:/", "--", "true"])
-            .env("VEDUTA_TRAP", trap)
+            .env(variable, value)
             .stdin(Stdio::null())
             .output()
             .map_err(|error| error.to_string())?;
@@ -246,7 +246,7 @@ fn view_checks() -> Vec<Check> {
         let said = said.strip_prefix("veduta: ").unwrap_or(&said).to_owned();
         if output.status.success() { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
     };
-    let by_mechanism = Mechanism::ALL.map(|mechanism| (mechanism, run(mechanism.name())));
+    let by_mechanism = Mechanism::ALL.map(|mechanism| (mechanism, run("VEDUTA_TRAP", mechanism.name())));
     let works = |(_, result): &&(Mechanism, Result<(), String>)| result.is_ok();
     let used = by_mechanism.iter().find(works).map(|(mechanism, _)| *mechanism);
     let mut checks = vec![Check {
@@ -282,6 +282,24 @@ fn view_checks() -> Vec<Check> {
                 Err(why) => format!("VEDUTA_TRAP={}: {why}", mechanism.name()),
             },
             advice: String::new(),
+        });
+    }
+    if used.is_some() {
+        let plane = run("VEDUTA_PLANE", "fuse");
+        checks.push(Check {
+            key: "view_fuse",
+            title: "  files by the kernel",
+            good: plane.is_ok(),
+            found: match &plane {
+                Ok(()) => {
+                    "reads and writes in mounted images go through a FUSE mount that nobody else sees".into()
+                }
+                Err(why) => format!("reads and writes in mounted images go through the engine: {why}"),
+            },
+            advice: match &plane {
+                Ok(()) => String::new(),
+                Err(_) => "speed, /dev/fuse open to you and user namespaces; views work without".into(),
+            },
         });
     }
     checks

@@ -78,9 +78,9 @@ impl Row {
 pub enum Level {
     /// Nothing is mounted.
     Idle,
-    /// Something is: paths are caught.
+    /// Something is: paths are caught. The content of files is the kernel's affair.
     Mounted,
-    /// Somebody has a descriptor of a file or directory that the engine serves: calls on descriptors are caught.
+    /// Somebody has a descriptor of a file whose content the engine serves: calls on descriptors are caught.
     Files,
 }
 
@@ -115,19 +115,30 @@ fn rule(row: &Row, level: Level, is_root: bool, fast: bool) -> Option<Rule> {
         Passed => false,
         Refused => return Some(Rule::new(number, Verdict::Fail(Errno::ENOSYS))),
         Mount | Exec => true,
-        // Concerns what is mounted, whether or not it is open.
-        File if row.name == "sync" => level >= Level::Mounted,
         // Before somebody is traced, the view grows for the last time. What one filter catches, the larger ones must.
         Task if row.name == "ptrace" => true,
         // Not before the last filter is there: those that come later are added by this call.
         Task if row.name == "seccomp" => fast && level >= Level::Files,
         Path | Task => level >= Level::Mounted,
-        File => level >= Level::Files,
+        File => level >= Level::Files || (level == Level::Mounted && is_native_exception(row.name)),
         Identity => level >= Level::Mounted && !is_root,
     };
     let unless_shim = fast && matches!(row.family, Path | File | Identity);
     let tests = tests(row.name, fast);
     is_caught.then_some(Rule { number, tests, verdict: Verdict::Notify, unless_shim })
+}
+
+/// Calls on descriptors that the engine serves even where files are the kernel's: what they say of a file is not what the kernel believes, or
+/// the descriptor is a directory's, a device's, a socket's, or one of `O_PATH`.
+fn is_native_exception(name: &str) -> bool {
+    let is_attribute = matches!(name, "fstat" | "fstatfs" | "fchmod" | "fchown") || name.contains("xattr");
+    let is_directory = matches!(name, "getdents" | "getdents64" | "fchdir" | "fsync" | "fdatasync");
+    is_attribute
+        || is_directory
+        || matches!(
+            name,
+            "ioctl" | "sync" | "syncfs" | "ftruncate" | "fallocate" | "getsockname" | "getpeername"
+        )
 }
 
 /// When a call of several meanings is caught.

@@ -100,8 +100,10 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
         ),
         (Some(Place::Tree(node, _)), _) => {
             let mount = &node.mount;
-            let plane = if mount.facts.backing && !call.view.only_emulated {
+            let plane = if mount.facts.backing && call.view.takes_backing() {
                 "backing (files are the host's own)"
+            } else if call.view.stand_ins.planes.of(mount).is_some() {
+                "fuse (the kernel reads and writes, through a mount that nobody else sees)"
             } else {
                 "emulated (the engine reads and writes)"
             };

@@ -46,6 +46,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         _ => {}
     }
     let Some((stand_in, fd)) = call.stand_in(args[0] as i32)? else { return Ok(Answer::GoOn) };
+    if stand_in.is_native() && !is_ours(name) {
+        return Ok(Answer::GoOn);
+    }
     // What was opened with O_PATH is a name, and no more.
     let is_name =
         |fd: &OwnedFd| crate::call::status_flags(fd).is_ok_and(|flags| flags.contains(OFlag::O_ACCMODE));
@@ -107,6 +110,16 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "ioctl" => ioctl(call, &stand_in),
         _ => Ok(Answer::GoOn),
     }
+}
+
+/// Calls that the engine serves even on files that are the kernel's: what they tell or change is not what the kernel believes of the file.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "fstat" | "fstatfs" | "fchmod" | "fchown" | "ioctl" | "syncfs") || name.contains("xattr")
+}
+
+/// What a descriptor stands for, if the engine moves its bytes.
+fn emulated(call: &Call<'_>, number: u64) -> Result<Option<(Arc<StandIn>, OwnedFd)>> {
+    Ok(call.stand_in(number as i32)?.filter(|(stand_in, _)| !stand_in.is_native()))
 }
 
 fn place(stand_in: &Arc<StandIn>) -> Result<Place> {
@@ -370,6 +383,9 @@ pub(crate) fn sync_mount(call: &Call<'_>, mount: u32) -> Result<()> {
         result = result.and(stand_in.write_back());
     }
     let tree = call.table.mounts().iter().find(|known| known.id == mount);
+    if let Some(Some(plane)) = tree.and_then(|mount| mount.plane.get()) {
+        result = result.and(plane.write_back());
+    }
     match tree {
         Some(mount) if !mount.is_read_only() => result.and(guarded(|| mount.tree.sync())),
         _ => result,
@@ -387,7 +403,7 @@ fn sync(call: &Call<'_>) -> Outcome {
 
 fn mmap(call: &Call<'_>) -> Outcome {
     let [_, len, protection, flags, fd, offset] = call.args;
-    let Some((stand_in, fd)) = call.stand_in(fd as i32)? else { return Ok(Answer::GoOn) };
+    let Some((stand_in, fd)) = emulated(call, fd)? else { return Ok(Answer::GoOn) };
     let access = crate::call::status_flags(&fd)?.bits() & libc::O_ACCMODE;
     if access == libc::O_ACCMODE {
         return Err(Errno::EBADF);
@@ -430,7 +446,8 @@ fn mapping_at(call: &Call<'_>, address: u64) -> Option<(Arc<StandIn>, u64)> {
         let (major, minor) = fields.next()?.split_once(':')?;
         let device = libc::makedev(hex(major)? as u32, hex(minor)? as u32);
         let ino = fields.next()?.parse().ok()?;
-        return Some((call.view.stand_ins.find((device, ino))?, offset + (address - start)));
+        let stand_in = call.view.stand_ins.find((device, ino)).filter(|found| !found.is_native())?;
+        return Some((stand_in, offset + (address - start)));
     }
     None
 }
@@ -450,8 +467,7 @@ fn msync(call: &Call<'_>) -> Outcome {
 /// `sendfile(2)`: the engine moves the bytes, since the kernel does not have them.
 fn sendfile(call: &Call<'_>) -> Outcome {
     let [out, input, offset_at, count, ..] = call.args;
-    let source = call.stand_in(input as i32)?;
-    let target = call.stand_in(out as i32)?;
+    let (source, target) = (emulated(call, input)?, emulated(call, out)?);
     if source.is_none() && target.is_none() {
         return Ok(Answer::GoOn);
     }
@@ -593,8 +609,7 @@ fn give_back(from: &End, from_at: &mut Option<u64>, len: usize) -> Result<()> {
 
 fn copy_range(call: &Call<'_>) -> Outcome {
     let [input, input_at, out, out_at, len, flags] = call.args;
-    let source = call.stand_in(input as i32)?;
-    let target = call.stand_in(out as i32)?;
+    let (source, target) = (emulated(call, input)?, emulated(call, out)?);
     let ((source, from_fd), (target, to_fd)) = match (source, target) {
         (None, None) => return Ok(Answer::GoOn),
         (Some(source), Some(target)) => (source, target),
@@ -638,7 +653,7 @@ fn copy_range(call: &Call<'_>) -> Outcome {
 /// `splice(2)` between a pipe and a virtual file: copies what is there, or what there is room for, as the kernel moves pages.
 fn splice(call: &Call<'_>) -> Outcome {
     let [input, input_at, out, out_at, len, flags] = call.args;
-    let (source, target) = (call.stand_in(input as i32)?, call.stand_in(out as i32)?);
+    let (source, target) = (emulated(call, input)?, emulated(call, out)?);
     if source.is_none() && target.is_none() {
         return Ok(Answer::GoOn);
     }
@@ -746,6 +761,11 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
     if stand_in.kind == Kind::Directory {
         let node = &stand_in.node;
         return with_ioctl(call, |request| guarded(|| node.tree().ioctl(node.ino, request)));
+    }
+    if stand_in.is_native() {
+        let node = &stand_in.node;
+        let file = guarded(|| node.tree().open(node.ino, veduta_api::OpenFlags::READ))?;
+        return file_ioctl(call, &*file);
     }
     let file = stand_in.file(false)?;
     file_ioctl(call, &*file)

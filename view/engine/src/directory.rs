@@ -243,6 +243,8 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         is_pseudo: false,
         is_hidden: true,
         uses: Vec::new(),
+        is_source: false.into(),
+        plane: Arc::default(),
         before: Arc::clone(&call.table),
     });
     known.push(Arc::clone(&mount));

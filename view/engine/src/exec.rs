@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use veduta_api::{File, Kind, OpenFlags, Result};
 use veduta_trace::{Notification, Stopped, Task, raw};
@@ -338,12 +339,15 @@ impl Content {
     /// A descriptor through which the kernel runs it.
     fn image(&self, call: &Call<'_>) -> Result<OwnedFd> {
         if let Content::Tree(node, file, _) = self {
-            if !call.view.only_emulated {
+            if call.view.takes_backing() {
                 if let Some(fd) = guarded(|| Ok(file.backing().map(|fd| fd.try_clone_to_owned())))? {
                     let fd = fd.map_err(errno)?;
                     remember(call, &fd, node)?;
                     return Ok(fd);
                 }
+            }
+            if let Some(plane) = call.view.stand_ins.planes.of(&node.mount) {
+                return plane.open(node, OFlag::O_RDONLY, None);
             }
         }
         self.copy(call)

@@ -389,6 +389,9 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
         (false, Kind::Directory) => Err(Errno::EISDIR),
         (false, _) => guarded(|| directory.tree().unlink(directory.ino, name)),
     }?;
+    if let Some(plane) = node.plane() {
+        plane.unlinked(node.ino);
+    }
     call.view.watches.removed(directory, name, attr.kind);
     DONE
 }
@@ -479,8 +482,14 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
     call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
-    if let (true, Some(Place::Tree(target, _))) = (flags.exchange, &new.place) {
-        tell_moved(call, target, from_dir, name);
+    match &new.place {
+        Some(Place::Tree(target, _)) if flags.exchange => tell_moved(call, target, from_dir, name),
+        Some(Place::Tree(target, _)) => {
+            if let Some(plane) = target.plane() {
+                plane.unlinked(target.ino);
+            }
+        }
+        _ => {}
     }
     DONE
 }
@@ -488,6 +497,9 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
 /// Those who have the node open learn its new path.
 fn tell_moved(call: &Call<'_>, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) {
     node.moved(parent, name);
+    if let Some(known) = node.plane().and_then(|plane| plane.stand_in(node.ino)) {
+        known.node.moved(parent, name);
+    }
     if let Some(stand_in) = call.view.stand_ins.known(node.mount.id, node.ino) {
         stand_in.node.moved(parent, name);
     }
@@ -619,6 +631,9 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
         call.identity.may_change(attr, &mut changes)?;
     }
     guarded(|| node.tree().setattr(node.ino, &changes))?;
+    if let Some(plane) = node.plane() {
+        plane.changed(node.ino);
+    }
     call.view.watches.changed(node, &changes);
     DONE
 }
@@ -719,7 +734,17 @@ pub(crate) fn resize(
         return Err(call.too_large());
     }
     let changes = SetAttr { size: Some(size), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
-    guarded(|| node.tree().setattr(node.ino, &changes))?;
+    if let Some(plane) = node.plane().filter(|plane| plane.knows(node.ino)) {
+        // The kernel has pages of it: it is the one to cut them.
+        let kept = SetAttr { size: None, ..changes };
+        if changes.drop_set_id && attr.perm.bits() & 0o6000 != 0 {
+            guarded(|| node.tree().setattr(node.ino, &kept))?;
+        }
+        let fd = plane.open(node, nix::fcntl::OFlag::O_WRONLY, None)?;
+        nix::unistd::ftruncate(&fd, size as i64)?;
+    } else {
+        guarded(|| node.tree().setattr(node.ino, &changes))?;
+    }
     call.view.watches.modified(node);
     let known = call.view.stand_ins.known(node.mount.id, node.ino);
     if let Some(stand_in) = stand_in.or(known.as_deref()) {

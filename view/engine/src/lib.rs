@@ -2,7 +2,8 @@
 //!
 //! A program is started under a seccomp filter whose calls come to the engine ([`serve`]). The engine keeps a table of mounts
 //! ([`mounts`]), resolves paths itself where a mount may be concerned ([`walk`]), and either lets the kernel go on, or answers the
-//! call: with a value, with a real descriptor of the host, or with a descriptor that stands for a virtual node ([`standin`]).
+//! call: with a value, with a real descriptor of the host, with a descriptor that stands for a virtual node ([`standin`]), or with one
+//! that the kernel serves through a mount of the engine's own ([`fuseplane`]).
 //!
 //! Processes are not traced: the kernel keeps descriptors, positions, signals, job control. A task is stopped only where its
 //! registers must change: to run a program that lives in a virtual tree, to go into a virtual directory, to add a filter.
@@ -26,6 +27,7 @@ mod exec;
 mod fast;
 mod fast_watch;
 mod files;
+mod fuseplane;
 mod grow;
 mod host;
 mod identity;

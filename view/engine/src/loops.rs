@@ -193,6 +193,8 @@ fn hidden(
         is_pseudo: false,
         is_hidden: true,
         uses: Vec::new(),
+        is_source: false.into(),
+        plane: Arc::default(),
         before: view.table(),
     })
 }

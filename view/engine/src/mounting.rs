@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -194,8 +193,11 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         is_owned: made.is_image && !view.is_root && !words.human,
         is_hidden: false,
         uses: made.uses,
+        is_source: made.is_source.into(),
+        plane: made.plane,
         before,
     });
+    view.stand_ins.planes.probe(&mount)?;
     view.set_table(table.with(mount));
     Ok(())
 }
@@ -267,6 +269,8 @@ struct Made {
     of_host: bool,
     is_image: bool,
     uses: Vec<Arc<Node>>,
+    plane: crate::fuseplane::Cell,
+    is_source: bool,
 }
 
 fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
@@ -304,6 +308,12 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
         },
         is_image: matches!(place, Place::Tree(node, _) if node.mount.is_owned),
         uses,
+        // The same tree is the same files.
+        plane: match place {
+            Place::Tree(node, _) => Arc::clone(&node.mount.plane),
+            Place::Host(_) => Arc::default(),
+        },
+        is_source: matches!(place, Place::Tree(node, _) if node.mount.is_source.load(Ordering::Acquire)),
     })
 }
 
@@ -372,6 +382,8 @@ fn from_module(
         alias: None,
         of_host: false,
         uses,
+        plane: Arc::default(),
+        is_source: false,
     })
 }
 
@@ -433,6 +445,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         return Err(Errno::EBUSY);
     }
     call.view.stand_ins.drop_mount(mount.id)?;
+    call.view.stand_ins.planes.end(&mount);
     let moved = Mount {
         id: call.view.new_mount_id(),
         target: path,
@@ -457,6 +470,8 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         is_pseudo: mount.is_pseudo,
         is_hidden: false,
         uses: mount.uses.clone(),
+        is_source: mount.is_source.load(Ordering::Acquire).into(),
+        plane: Arc::default(),
         before: Arc::clone(&mount.before),
     };
     call.view.set_table(table.without(mount.id).with(Arc::new(moved)));
@@ -516,22 +531,24 @@ pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
     let stand_ins = view.stand_ins.of_mount(mount.id);
     let mut keys: Vec<_> = stand_ins.iter().map(|stand_in| stand_in.key).collect();
     keys.extend(view.backings.lock().iter().filter(|(_, id)| *id == mount.id).map(|(key, _)| *key));
-    if keys.is_empty() {
+    if keys.is_empty() && view.stand_ins.planes.is_empty() {
         return false;
     }
-    let uses = |path: std::path::PathBuf| {
-        std::fs::metadata(path).is_ok_and(|data| keys.contains(&(data.dev(), data.ino())))
+    let is_ours = |key: (u64, u64)| {
+        keys.contains(&key)
+            || view.stand_ins.planes.find(key).is_some_and(|known| known.node.mount.id == mount.id)
     };
+    let uses = |path: std::path::PathBuf| crate::fuseplane::key_of(&path).is_ok_and(is_ours);
     crate::grow::processes().into_iter().any(|pid| {
         let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
         let open = std::fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
         ["cwd", "root", "exe"].iter().any(|link| uses(proc.join(link)))
             || open.into_iter().any(|fd| uses(fd.path()))
-            || maps_any(&proc, &keys)
+            || maps_any(&proc, &is_ours)
     })
 }
 
-fn maps_any(proc: &std::path::Path, keys: &[(u64, u64)]) -> bool {
+fn maps_any(proc: &std::path::Path, is_ours: &dyn Fn((u64, u64)) -> bool) -> bool {
     let maps = std::fs::read(proc.join("maps")).unwrap_or_default();
     String::from_utf8_lossy(&maps).lines().any(|line| {
         let mut fields = line.split_ascii_whitespace().skip(3);
@@ -540,7 +557,7 @@ fn maps_any(proc: &std::path::Path, keys: &[(u64, u64)]) -> bool {
         };
         let number = |text| u32::from_str_radix(text, 16).unwrap_or(0);
         let ino: u64 = fields.next().and_then(|ino| ino.parse().ok()).unwrap_or(0);
-        keys.contains(&(libc::makedev(number(major), number(minor)), ino))
+        is_ours((libc::makedev(number(major), number(minor)), ino))
     })
 }
 
@@ -553,9 +570,13 @@ pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     let goes_on = mount.alias.is_some()
         || view.table().mounts().iter().any(|other| Arc::ptr_eq(&other.tree, &mount.tree));
     if goes_on || mount.is_read_only() {
+        if !goes_on {
+            view.stand_ins.planes.end(mount);
+        }
         release_loops(&loops);
         return written;
     }
+    view.stand_ins.planes.end(mount);
     let ended = written.and(guarded(|| mount.tree.unmount()));
     release_loops(&loops);
     ended

@@ -64,6 +64,10 @@ pub(crate) struct Mount {
     pub(crate) is_hidden: bool,
     /// Nodes of other mounts on which it stands.
     pub uses: Vec<Arc<Node>>,
+    /// Another mount stands on it, and changes it without anybody's notice.
+    pub(crate) is_source: AtomicBool,
+    /// Its files as the kernel has them.
+    pub(crate) plane: crate::fuseplane::Cell,
     /// The table before.
     pub before: Arc<Table>,
 }

@@ -43,6 +43,11 @@ impl Node {
         &*self.mount.tree
     }
 
+    /// The kernel-FUSE plane of the tree, if there is one already.
+    pub(crate) fn plane(&self) -> Option<&crate::fuseplane::Plane> {
+        self.mount.plane.get().and_then(|plane| plane.as_deref())
+    }
+
     /// The root of another mount, found under a name: mounts below what an alias shows.
     pub(crate) fn crossed(parent: &Arc<Node>, name: &OsStr, mount: &Arc<Mount>) -> Arc<Self> {
         let way = RwLock::new(Some((Arc::clone(parent), name.to_owned())));
@@ -115,6 +120,14 @@ impl Node {
                 path.extend_from_slice(name.as_bytes());
                 path
             }
+        }
+    }
+
+    /// It was found again, perhaps under another name.
+    pub(crate) fn found_as(&self, other: &Node) {
+        if !std::ptr::eq(self, other) {
+            let way = other.way.read().clone();
+            *self.way.write() = way;
         }
     }
 

@@ -227,9 +227,22 @@ pub(crate) fn existing(
         }
     }
     let mut size = attr.size;
-    if truncates && attr.kind == Kind::File && attr.size > 0 {
+    let plane = if attr.kind == Kind::File && !only_path { plane_of(call, node) } else { None };
+    // What the kernel knows is cut by the kernel.
+    let mut flags = flags;
+    let kernel_cuts = plane.as_ref().is_some_and(|plane| plane.knows(node.ino));
+    if !(truncates && kernel_cuts && attr.size > 0) {
+        flags.remove(OFlag::O_TRUNC);
+    } else if attr.perm.bits() & 0o6000 != 0 && !call.identity.is_root() {
+        let changes = SetAttr { drop_set_id: true, ..SetAttr::default() };
+        guarded(|| node.tree().setattr(node.ino, &changes))?;
+    }
+    if truncates && attr.kind == Kind::File && attr.size > 0 && !kernel_cuts {
         let changes = SetAttr { size: Some(0), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
         guarded(|| node.tree().setattr(node.ino, &changes))?;
+        if let Some(plane) = node.plane() {
+            plane.written(node.ino, 0, 0);
+        }
         call.view.watches.modified(node);
         size = 0;
     }
@@ -238,12 +251,20 @@ pub(crate) fn existing(
             return Ok(answer(fd, flags));
         }
     }
+    if let Some(plane) = plane {
+        return Ok(answer(plane.open(node, flags, None)?, flags));
+    }
     stand_in(call, node, attr, size, flags, None)
 }
 
 /// Whether files of the host that a driver has are handed to processes.
 fn hands_out(call: &Call<'_>, node: &Node) -> bool {
-    node.mount.facts.backing && !call.view.only_emulated && !call.view.watches.sees(node)
+    node.mount.facts.backing && call.view.takes_backing() && !call.view.watches.sees(node)
+}
+
+/// The kernel-FUSE plane of a regular file, if it has one. What is watched is emulated, since it is the engine that tells the watchers.
+fn plane_of(call: &Call<'_>, node: &Arc<Node>) -> Option<Arc<crate::fuseplane::Plane>> {
+    if call.view.watches.sees(node) { None } else { call.view.stand_ins.planes.of(&node.mount) }
 }
 
 /// A descriptor of the host that a file has.
@@ -292,6 +313,9 @@ fn stand_in(
     file: Option<Arc<dyn File>>,
 ) -> Outcome {
     let stand_in = call.view.stand_ins.of_node(node, attr.kind, size)?;
+    if attr.kind != Kind::Directory && !flags.contains(OFlag::O_PATH) {
+        call.view.stand_ins.emulates.store(true, Ordering::Release);
+    }
     if let Some(file) = file {
         stand_in.set_writer(file);
     } else if matches!(attr.kind, Kind::File | Kind::BlockDevice) && !flags.contains(OFlag::O_PATH) {
@@ -366,7 +390,22 @@ fn made(call: &Call<'_>, node: &Arc<Node>, attr: &Attr, file: Arc<dyn File>, fla
         if let Some(fd) = share_backing(call, node, &*opened, flags)? {
             return Ok(answer(fd, flags));
         }
-        return stand_in(call, node, attr, attr.size, flags, Some(opened));
+        return made_by_driver(call, node, attr, opened, flags);
+    }
+    made_by_driver(call, node, attr, file, flags)
+}
+
+/// The same for a file whose data goes through its driver.
+fn made_by_driver(
+    call: &Call<'_>,
+    node: &Arc<Node>,
+    attr: &Attr,
+    file: Arc<dyn File>,
+    flags: OFlag,
+) -> Outcome {
+    if let Some(plane) = plane_of(call, node) {
+        let flags = flags & !OFlag::O_TRUNC;
+        return Ok(answer(plane.open(node, flags, Some(file))?, flags));
     }
     stand_in(call, node, attr, attr.size, flags, Some(file))
 }

@@ -8,7 +8,7 @@ use std::fs::File as HostFile;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -29,8 +29,7 @@ pub(crate) fn mount_id(mount: &Mount) -> u32 {
 
 /// The text of a link of `/proc` that leads to an object of the view; `None` if it leads to one of the host.
 pub(crate) fn magic_text(view: &View, link: &[u8]) -> Option<Vec<u8>> {
-    let data = std::fs::metadata(OsStr::from_bytes(link)).ok()?;
-    let key = (data.dev(), data.ino());
+    let key = crate::fuseplane::key_of(Path::new(OsStr::from_bytes(link))).ok()?;
     if let Some(stand_in) = view.stand_ins.find(key) {
         return Some(shown(&stand_in.node.path()).to_vec());
     }
@@ -133,8 +132,7 @@ fn escaped(text: &[u8]) -> Vec<u8> {
 /// `fdinfo/N`, with the mount and the node that the descriptor stands for; `None` for a descriptor of the host.
 fn fdinfo(call: &Call<'_>, path: &[u8]) -> Result<Option<Vec<u8>>> {
     let link = String::from_utf8_lossy(path).replace("/fdinfo/", "/fd/");
-    let Ok(data) = std::fs::metadata(link) else { return Ok(None) };
-    let key = (data.dev(), data.ino());
+    let Ok(key) = crate::fuseplane::key_of(Path::new(&link)) else { return Ok(None) };
     let text = || host_text(path).map(|text| String::from_utf8_lossy(&text).into_owned());
     let Some(stand_in) = call.view.stand_ins.find(key) else {
         // A descriptor of the host that was handed out for a file of a mount.
@@ -150,7 +148,7 @@ fn fdinfo(call: &Call<'_>, path: &[u8]) -> Result<Option<Vec<u8>>> {
     let line = |line: &str| match line.split_once(':') {
         Some(("mnt_id", _)) => format!("mnt_id:\t{}\n", mount_id(&stand_in.node.mount)),
         Some(("ino", _)) => {
-            format!("ino:\t{}\n", stand_in.node.attr().map_or(data.ino(), |attr| attr.st_ino))
+            format!("ino:\t{}\n", stand_in.node.attr().map_or(key.1, |attr| attr.st_ino))
         }
         _ => format!("{line}\n"),
     };
@@ -168,7 +166,7 @@ fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
         }
         match renamed(call, line) {
             Some(path) => {
-                let name = line.windows(7).position(|part| part == b"/memfd:").unwrap_or(line.len());
+                let name = line.iter().position(|byte| *byte == b'/').unwrap_or(line.len());
                 out.extend_from_slice(&line[..name]);
                 out.extend(path);
                 out.push(b'\n');
@@ -181,7 +179,8 @@ fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
 
 /// The view path of a line of `maps` that names a memory file of ours.
 fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:"))?;
+    let is_ours = |line: &&str| line.contains("/memfd:") || crate::fuseplane::may_be_name(line.as_bytes());
+    let text = std::str::from_utf8(line).ok().filter(is_ours)?;
     let mut fields = text.split_ascii_whitespace();
     let (major, minor) = fields.nth(3)?.split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();

@@ -166,7 +166,9 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         signals.add(signal);
     }
     signals.thread_block().map_err(system)?;
-    let mut view = View::new(catalogue, settings.name.clone(), home()?);
+    let planes =
+        crate::fuseplane::Planes::start(crate::fuseplane::Choice::from_environment()?).map_err(system)?;
+    let mut view = View::new(catalogue, settings.name.clone(), home()?, planes);
     view.all_root = settings.all_root;
     view.fast = crate::fast::Fast::new();
     view.trace = parking_lot::Mutex::new(settings.trace.clone());

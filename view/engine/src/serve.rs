@@ -184,7 +184,7 @@ impl Source {
             Ok(Answer::Fd { fd, close_on_exec }) => {
                 let give =
                     |_| self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop);
-                if view.level() < Level::Files && !view.stand_ins.is_empty() {
+                if view.must_grow() {
                     stand_aside();
                     crate::grow::to(view, Level::Files, task.0, give)
                 } else {

@@ -29,6 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, Seek, SetAttr};
 use veduta_trace::raw::{self, Argument};
 
+use crate::fuseplane::Planes;
 use crate::node::{Node, guarded};
 use crate::ranges::Ranges;
 
@@ -48,7 +49,8 @@ pub(crate) struct StandIn {
     pub node: Arc<Node>,
     /// Its type.
     pub kind: Kind,
-    fd: HostFile,
+    /// The real file or directory; `None` for files of the kernel-FUSE plane, which the kernel itself serves.
+    fd: Option<HostFile>,
     files: Mutex<Files>,
     memory: Mutex<Memory>,
     /// Somebody has a descriptor that the kernel does not count: `O_PATH`.
@@ -87,6 +89,36 @@ pub(crate) struct Listing {
 }
 
 impl StandIn {
+    /// For a file of the kernel-FUSE plane.
+    pub(crate) fn native(key: Key, node: &Arc<Node>) -> Self {
+        Self::new(key, node, Kind::File, None, 0)
+    }
+
+    fn new(key: Key, node: &Arc<Node>, kind: Kind, fd: Option<HostFile>, age: u64) -> Self {
+        Self {
+            key,
+            node: Arc::clone(node),
+            kind,
+            fd,
+            files: Mutex::default(),
+            memory: Mutex::default(),
+            uncounted: AtomicBool::new(false),
+            listing: Mutex::default(),
+            turn: Mutex::default(),
+            set_id: AtomicBool::new(false),
+            age,
+        }
+    }
+
+    /// Whether the kernel itself serves what is done with its descriptors.
+    pub(crate) fn is_native(&self) -> bool {
+        self.fd.is_none()
+    }
+
+    fn fd(&self) -> Result<&HostFile> {
+        self.fd.as_ref().ok_or(Errno::EBADF)
+    }
+
     /// A descriptor for a process, as `open(2)` with these flags gives it.
     pub(crate) fn open(&self, flags: OFlag) -> Result<OwnedFd> {
         let kept = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_SYNC | OFlag::O_DSYNC | OFlag::O_ACCMODE;
@@ -98,7 +130,7 @@ impl StandIn {
             flags & kept
         };
         flags |= OFlag::O_CLOEXEC;
-        open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()).as_str(), flags, Mode::empty())
+        open(format!("/proc/self/fd/{}", self.fd()?.as_raw_fd()).as_str(), flags, Mode::empty())
     }
 
     /// The driver's open file. Opened for writing if that is asked for, and from then on for all.
@@ -121,16 +153,17 @@ impl StandIn {
 
     /// Bytes, as the kernel believes.
     pub(crate) fn size(&self) -> u64 {
-        self.fd.metadata().map_or(0, |data| data.size())
+        self.fd().and_then(|fd| fd.metadata().map_err(errno)).map_or(0, |data| data.size())
     }
 
     /// The file has this size now.
     pub(crate) fn set_size(&self, size: u64) {
+        let Some(fd) = &self.fd else { return };
         if self.kind == Kind::Directory || self.size() == size {
             return;
         }
         self.memory.lock().valid.cut(size.next_multiple_of(PAGE));
-        if self.fd.set_len(size).is_err() {
+        if fd.set_len(size).is_err() {
             tracing::warn!(size, "the memory file of a virtual file cannot have this size");
         }
     }
@@ -148,7 +181,7 @@ impl StandIn {
                 let len = buf.len().min((size - offset) as usize);
                 self.fill(&mut memory, offset..offset + len as u64)?;
                 drop(memory);
-                self.fd.read_exact_at(&mut buf[..len], offset).map_err(errno)?;
+                self.fd()?.read_exact_at(&mut buf[..len], offset).map_err(errno)?;
                 return Ok(len);
             }
         }
@@ -165,10 +198,12 @@ impl StandIn {
         let memory = self.memory.lock();
         let written = guarded(|| file.write_at(buf, offset))?;
         let end = offset + written as u64;
+        self.tell_kernel(offset, written as u64);
+        let Some(fd) = &self.fd else { return Ok(written) };
         if !memory.valid.is_empty() {
-            self.fd.write_all_at(&buf[..written], offset).map_err(errno)?;
+            fd.write_all_at(&buf[..written], offset).map_err(errno)?;
         } else if end > self.size() {
-            let _ = self.fd.set_len(end);
+            let _ = fd.set_len(end);
         }
         Ok(written)
     }
@@ -191,7 +226,7 @@ impl StandIn {
         if missing.is_empty() {
             return Ok(());
         }
-        let file = self.file(false)?;
+        let (file, fd) = (self.file(false)?, self.fd()?);
         let mut buf = vec![0; CHUNK as usize];
         for gap in missing {
             let mut at = gap.start;
@@ -214,7 +249,7 @@ impl StandIn {
                 }
                 // Holes stay holes: memory is not spent on zeros.
                 if buf[..got].iter().any(|byte| *byte != 0) {
-                    self.fd.write_all_at(&buf[..got], at).map_err(errno)?;
+                    fd.write_all_at(&buf[..got], at).map_err(errno)?;
                 }
                 at += got as u64;
             }
@@ -222,7 +257,7 @@ impl StandIn {
         }
         // Reads past the end that extended it would be wrong.
         if self.size() != size {
-            self.fd.set_len(size).map_err(errno)?;
+            fd.set_len(size).map_err(errno)?;
         }
         Ok(())
     }
@@ -233,14 +268,14 @@ impl StandIn {
         if !memory.stores {
             return Ok(());
         }
-        let file = self.file(true)?;
+        let (file, fd) = (self.file(true)?, self.fd()?);
         let size = self.size();
         let (mut new, mut old) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
         for range in memory.valid.iter() {
             let mut at = range.start;
             while at < range.end.min(size) {
                 // What is a hole in memory was a hole in the file, and nobody has stored there.
-                match rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Data(at)) {
+                match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(at)) {
                     Ok(data) => at = data.max(at) / PAGE * PAGE,
                     Err(rustix::io::Errno::NXIO) => break,
                     Err(_) => {}
@@ -249,25 +284,36 @@ impl StandIn {
                     break;
                 }
                 let len = (range.end.min(size) - at).min(CHUNK) as usize;
-                self.fd.read_exact_at(&mut new[..len], at).map_err(errno)?;
+                fd.read_exact_at(&mut new[..len], at).map_err(errno)?;
                 let had = guarded(|| file.read_at(&mut old[..len], at))?;
                 old[had..len].fill(0);
-                write_differences(&*file, &new[..len], &old[..len], had, at)?;
+                if write_differences(&*file, &new[..len], &old[..len], had, at)? {
+                    self.tell_kernel(at, len as u64);
+                }
                 at += len as u64;
             }
         }
         Ok(())
     }
 
+    /// The kernel may have pages of the same node, from before it was emulated.
+    fn tell_kernel(&self, offset: u64, len: u64) {
+        if let Some(plane) = self.node.plane() {
+            plane.written(self.node.ino, offset, len);
+        }
+    }
+
     /// The driver changed the content of a range itself: what is in memory of it is read again.
     pub(crate) fn changed_beneath(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
         use veduta_api::Allocate::{Collapse, Extend, Insert, KeepSize, PunchHole, ZeroRange};
+        self.tell_kernel(0, 0);
         let mut memory = self.memory.lock();
         if memory.valid.is_empty() || matches!(how, Extend | KeepSize) {
             return Ok(());
         }
         let size = guarded(|| self.node.tree().getattr(self.node.ino))?.size;
-        self.fd.set_len(size).map_err(errno)?;
+        let fd = self.fd()?;
+        fd.set_len(size).map_err(errno)?;
         let end = if matches!(how, Collapse | Insert) { size } else { (offset + len).min(size) };
         debug_assert!(matches!(how, Collapse | Insert | PunchHole | ZeroRange { .. }));
         let ranges: Vec<_> = memory.valid.iter().cloned().collect();
@@ -279,7 +325,7 @@ impl StandIn {
                 let step = (stop - at).min(CHUNK) as usize;
                 let got = guarded(|| file.read_at(&mut buf[..step], at))?;
                 buf[got..step].fill(0);
-                self.fd.write_all_at(&buf[..step], at).map_err(errno)?;
+                fd.write_all_at(&buf[..step], at).map_err(errno)?;
                 at += step as u64;
             }
         }
@@ -294,9 +340,10 @@ impl StandIn {
 
     /// Whether no process has a description or a mapping of a file, of those that the kernel counts.
     fn is_closed(&self) -> bool {
+        let Some(fd) = &self.fd else { return false };
         // A write lease is granted to whoever is alone with a file.
         let lease = |kind: i32| {
-            let number = self.fd.as_raw_fd() as u64;
+            let number = fd.as_raw_fd() as u64;
             let mut arguments = [
                 Argument::Value(number),
                 Argument::Value(libc::F_SETLEASE as u64),
@@ -328,13 +375,15 @@ impl StandIn {
     }
 }
 
-/// Writes the pages that differ. `had`: how many bytes of the old content are real.
-fn write_differences(file: &dyn File, new: &[u8], old: &[u8], had: usize, start: u64) -> Result<()> {
+/// Writes the pages that differ, and says whether there were any. `had`: how many bytes of the old content are real.
+fn write_differences(file: &dyn File, new: &[u8], old: &[u8], had: usize, start: u64) -> Result<bool> {
+    let mut differs = false;
     for (index, page) in new.chunks(PAGE as usize).enumerate() {
         let at = index * PAGE as usize;
         if page == &old[at..at + page.len()] && at + page.len() <= had {
             continue;
         }
+        differs = true;
         let mut done = 0;
         while done < page.len() {
             let offset = start + (at + done) as u64;
@@ -344,7 +393,7 @@ fn write_differences(file: &dyn File, new: &[u8], old: &[u8], had: usize, start:
             }
         }
     }
-    Ok(())
+    Ok(differs)
 }
 
 /// All stand-ins of a view.
@@ -358,6 +407,10 @@ pub(crate) struct StandIns {
     collecting: Mutex<()>,
     /// With so many, those that nobody uses are let go.
     crowd: AtomicUsize,
+    /// What the kernel itself serves.
+    pub planes: Planes,
+    /// There are files whose reads and writes the engine must see.
+    pub emulates: AtomicBool,
 }
 
 /// Stand-ins that are made without looking whether others are used. Each costs the engine some descriptors, of which it may
@@ -375,8 +428,10 @@ const MANY: usize = 1024;
 
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
-    pub(crate) fn new(home: PathBuf) -> Self {
+    pub(crate) fn new(home: PathBuf, planes: Planes) -> Self {
         Self {
+            planes,
+            emulates: AtomicBool::new(false),
             by_key: RwLock::default(),
             by_node: Mutex::default(),
             home,
@@ -388,22 +443,17 @@ impl StandIns {
 
     /// What a real inode stands for.
     pub(crate) fn find(&self, key: Key) -> Option<Arc<StandIn>> {
-        self.by_key.read().get(&key).cloned()
+        self.planes.find(key).or_else(|| self.by_key.read().get(&key).cloned())
     }
 
     /// What an open descriptor of ours stands for.
     pub(crate) fn of_descriptor(&self, fd: BorrowedFd<'_>) -> Option<Arc<StandIn>> {
-        let by_key = self.by_key.read();
-        if by_key.is_empty() {
-            return None;
-        }
-        let stat = nix::sys::stat::fstat(fd).ok()?;
-        by_key.get(&(stat.st_dev, stat.st_ino)).cloned()
+        if self.is_empty() { None } else { self.find(crate::fuseplane::key_of_fd(fd).ok()?) }
     }
 
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_key.read().is_empty()
+        self.planes.is_empty() && self.by_key.read().is_empty()
     }
 
     /// Lets unused ones go when there are twice as many as were in use the last time: programs open files faster than
@@ -436,19 +486,7 @@ impl StandIns {
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
         let data = fd.metadata().map_err(errno)?;
-        let stand_in = Arc::new(StandIn {
-            key: (data.dev(), data.ino()),
-            node: Arc::clone(node),
-            kind,
-            fd,
-            files: Mutex::default(),
-            memory: Mutex::default(),
-            uncounted: AtomicBool::new(false),
-            listing: Mutex::default(),
-            turn: Mutex::default(),
-            set_id: AtomicBool::new(false),
-            age: made,
-        });
+        let stand_in = Arc::new(StandIn::new((data.dev(), data.ino()), node, kind, Some(fd), made));
         by_node.insert((node.mount.id, node.ino), Arc::clone(&stand_in));
         self.by_key.write().insert(stand_in.key, Arc::clone(&stand_in));
         Ok(stand_in)

@@ -103,19 +103,22 @@ pub(crate) struct View {
     pub mechanism: OnceLock<Mechanism>,
     /// Shadows of what is watched.
     pub watches: crate::inotify::Watches,
-    /// Files that have descriptors of the host are served by the engine all the same: for tests.
-    pub only_emulated: bool,
 }
 
 impl View {
     /// A view without mounts.
-    pub(crate) fn new(catalogue: Box<dyn Catalogue>, name: String, home: PathBuf) -> Self {
+    pub(crate) fn new(
+        catalogue: Box<dyn Catalogue>,
+        name: String,
+        home: PathBuf,
+        planes: crate::fuseplane::Planes,
+    ) -> Self {
         Self {
             catalogue,
             table: RwLock::default(),
             changing: Mutex::default(),
             fast: Fast::default(),
-            stand_ins: StandIns::new(home.clone()),
+            stand_ins: StandIns::new(home.clone(), planes),
             programs: Mutex::default(),
             backings: Mutex::default(),
             roots: Mutex::default(),
@@ -138,7 +141,6 @@ impl View {
             tracing: AtomicBool::new(false),
             mechanism: OnceLock::new(),
             watches: crate::inotify::Watches::default(),
-            only_emulated: std::env::var_os("VEDUTA_PLANE").is_some_and(|plane| plane == "emulated"),
         }
     }
 
@@ -153,6 +155,16 @@ impl View {
         self.fast.close();
         *self.table.write() = Arc::clone(&table);
         self.fast.tell(&table, !self.all_root);
+    }
+
+    /// Whether files with a descriptor of the host are handed out as such.
+    pub(crate) fn takes_backing(&self) -> bool {
+        self.stand_ins.planes.takes_backing()
+    }
+
+    /// Whether more must be caught than is: files are emulated, and their reads and writes go past us.
+    pub(crate) fn must_grow(&self) -> bool {
+        self.level() < Level::Files && self.stand_ins.emulates.load(Ordering::Acquire)
     }
 
     /// A number for a mount.

@@ -504,8 +504,7 @@ impl Walk<'_, '_> {
         if self.walker.limits.no_magic {
             return Err(Errno::ELOOP);
         }
-        let data = std::fs::metadata(real).map_err(crate::standin::errno)?;
-        let key = (data.dev(), data.ino());
+        let key = crate::fuseplane::key_of(real)?;
         if let Some(stand_in) = self.walker.stand_ins.find(key) {
             return Ok(Link::Node(Arc::clone(&stand_in.node)));
         }
@@ -610,10 +609,10 @@ pub(crate) fn directory_of(stand_ins: &StandIns, task: Task, number: i32) -> Res
 fn start_of(stand_ins: &StandIns, link: &str) -> Result<Start> {
     let text = std::fs::read_link(link).map_err(crate::standin::errno)?;
     let text = text.as_os_str().as_bytes();
-    // Only what was removed can be a stand-in.
-    if text.ends_with(b" (deleted)") && !stand_ins.is_empty() {
-        let data = std::fs::metadata(link).map_err(crate::standin::errno)?;
-        if let Some(stand_in) = stand_ins.find((data.dev(), data.ino())) {
+    // Only what was removed can be a stand-in, or what has the name of one.
+    let may_be = text.ends_with(b" (deleted)") || crate::fuseplane::may_be_name(text);
+    if may_be && !stand_ins.is_empty() {
+        if let Some(stand_in) = stand_ins.find(crate::fuseplane::key_of(Path::new(link))?) {
             return Ok(Start::Tree(Arc::clone(&stand_in.node)));
         }
     }

@@ -99,6 +99,7 @@ impl World for ViewWorld<'_> {
             Place::Host(path) => self.host.tree(OsStr::from_bytes(shown(&path))),
             Place::Tree(node, attr) if attr.kind == Kind::Directory => {
                 self.uses.borrow_mut().push(Arc::clone(&node));
+                self.call.view.stand_ins.planes.leave(&node.mount);
                 Ok((Arc::clone(&node.mount.tree), node.ino))
             }
             Place::Tree(..) => {
@@ -147,8 +148,6 @@ fn split_number(source: &[u8]) -> Option<(&[u8], u32)> {
 
 /// A file of a virtual tree, as a disk.
 struct FileDisk {
-    /// Keeps the node.
-    #[allow(dead_code)]
     node: Arc<Node>,
     file: Arc<dyn File>,
     size: u64,
@@ -177,6 +176,9 @@ impl BlockDevice for FileDisk {
             let done = self.file.write_at(buf, offset)?;
             if done == 0 {
                 return Err(Errno::ENOSPC);
+            }
+            if let Some(Some(plane)) = self.node.mount.plane.get() {
+                plane.written(self.node.ino, offset, done as u64);
             }
             buf = &buf[done..];
             offset += done as u64;
