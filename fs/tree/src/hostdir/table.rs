@@ -168,6 +168,17 @@ impl Table {
                 unused.push(place.parent);
             }
         }
+        self.shrink();
+    }
+
+    /// Gives back the room of nodes that are gone, once it is many times what is needed.
+    fn shrink(&mut self) {
+        let needed = self.nodes.len();
+        if self.nodes.capacity() > 1024 + 8 * needed {
+            self.nodes.shrink_to(2 * needed);
+            self.by_identity.shrink_to(2 * needed);
+            self.by_place.shrink_to(2 * needed);
+        }
     }
 
     /// The descriptor of a node, if there is one.
