@@ -102,7 +102,7 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
             let mount = &node.mount;
             let plane = if mount.facts.backing && call.view.takes_backing() {
                 "backing (files are the host's own)"
-            } else if call.view.stand_ins.planes.of(mount).is_some() {
+            } else if call.view.plane_of(mount).is_some() {
                 "fuse (the kernel reads and writes, through a mount that nobody else sees)"
             } else {
                 "emulated (the engine reads and writes)"

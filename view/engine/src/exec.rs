@@ -346,7 +346,7 @@ impl Content {
                     return Ok(fd);
                 }
             }
-            if let Some(plane) = call.view.stand_ins.planes.of(&node.mount) {
+            if let Some(plane) = call.view.plane_of(&node.mount) {
                 return plane.open(node, OFlag::O_RDONLY, None);
             }
         }

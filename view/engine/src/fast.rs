@@ -255,13 +255,12 @@ impl Fast {
     }
 
     /// The kernel serves a virtual tree with this device number: its files are read and written in processes, and all else comes
-    /// to the engine. For the mounts that are made from now on.
-    #[allow(dead_code)] // for the kernel-FUSE plane
+    /// to the engine. A new one closes the table until it is told again ([`Fast::tell_if_changed`]).
     pub(crate) fn plane_device(&self, device: u64) {
         if let Some(inner) = &self.0 {
-            self.close();
             let mut planes = inner.planes.lock();
             if !planes.contains(&device) {
+                self.close();
                 planes.push(device);
             }
         }

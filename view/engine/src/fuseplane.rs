@@ -456,6 +456,11 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
+    /// The device number of its files.
+    pub(crate) fn device(&self) -> u64 {
+        self.served.device()
+    }
+
     /// Opens a node, which is a regular file. `file`: the driver has opened it already. Errors are those of the driver.
     pub(crate) fn open(
         &self,

@@ -264,7 +264,7 @@ fn hands_out(call: &Call<'_>, node: &Node) -> bool {
 
 /// The kernel-FUSE plane of a regular file, if it has one. What is watched is emulated, since it is the engine that tells the watchers.
 fn plane_of(call: &Call<'_>, node: &Arc<Node>) -> Option<Arc<crate::fuseplane::Plane>> {
-    if call.view.watches.sees(node) { None } else { call.view.stand_ins.planes.of(&node.mount) }
+    if call.view.watches.sees(node) { None } else { call.view.plane_of(&node.mount) }
 }
 
 /// A descriptor of the host that a file has.

@@ -162,6 +162,15 @@ impl View {
         self.stand_ins.planes.takes_backing()
     }
 
+    /// The kernel-FUSE plane of a mount, if it has one.
+    pub(crate) fn plane_of(&self, mount: &crate::mounts::Mount) -> Option<Arc<crate::fuseplane::Plane>> {
+        let plane = self.stand_ins.planes.of(mount);
+        if let Some(plane) = &plane {
+            self.fast.plane_device(plane.device());
+        }
+        plane
+    }
+
     /// Whether more must be caught than is: files are emulated, and their reads and writes go past us.
     pub(crate) fn must_grow(&self) -> bool {
         self.level() < Level::Files && self.stand_ins.emulates.load(Ordering::Acquire)
