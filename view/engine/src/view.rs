@@ -205,6 +205,10 @@ impl View {
         }
         self.stand_ins.collect(None, 64);
         self.stand_ins.make_room();
+        if let Some(_changing) = self.changing.try_lock() {
+            // A plane may have been made, which closed the table.
+            self.fast.tell_if_changed(&self.table(), !self.all_root);
+        }
         let detached = std::mem::take(&mut *self.detached.lock());
         for mount in detached {
             if crate::mounting::is_busy(self, &mount) {
