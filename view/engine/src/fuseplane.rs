@@ -149,10 +149,11 @@ impl Planes {
         mount.plane.get_or_init(|| self.make(mount)).clone()
     }
 
-    /// A mount is made: finds out whether planes can be had, if that is not known and matters.
+    /// A mount is made: where planes are asked for, finds out whether they can be had. Otherwise that is found out when a file is
+    /// opened, since a trial takes longer than the start of a view.
     pub(crate) fn probe(&self, mount: &Mount) -> std::result::Result<(), MountError> {
         let is_forced = self.choice == Choice::Fuse;
-        if (is_forced || !mount.facts.backing) && !self.used.load(Ordering::Acquire) {
+        if is_forced && !self.used.load(Ordering::Acquire) {
             self.of(mount);
         }
         match self.refusal() {

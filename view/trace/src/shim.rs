@@ -1,5 +1,5 @@
-//! The shim: code that runs inside the processes of a view and makes calls that cannot concern it, so that they need not
-//! come to the engine. Contains `unsafe`: machine code, and memory that other processes read.
+//! unsafe: machine code, and memory that other processes read. The shim: code that runs inside the processes of a view and makes calls that cannot concern it, so that they need not
+//! come to the engine.
 //!
 //! The code is mapped at one address, [`BASE`], in which the seccomp filter lets every call pass. Behind it lie a page with a switch of the
 //! process's own, and the table that the engine keeps ([`Page`]). Call sites of libraries jump to its beginning with the call
