@@ -133,7 +133,7 @@ pub(crate) fn filter(view: &View) -> veduta_trace::Program {
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.
 fn install(task: &mut Stopped, program: &veduta_trace::Program) -> Result<std::os::fd::OwnedFd> {
-    for _ in 0..2000 {
+    for _ in 0..40_000 {
         match task.add_filter(program) {
             Err(Errno::EBUSY) => std::thread::sleep(Duration::from_micros(500)),
             done => return done,
