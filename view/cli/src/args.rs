@@ -612,7 +612,12 @@ pub(crate) struct Run {
     /// Report calls on standard error: families (path, file, mount, exec, all) or names of calls, with commas between
     #[arg(long, value_name = "FILTER")]
     pub(crate) trace: Option<String>,
-    /// Tell all programs of the view that they are run by root; what they may do stays the same
+    /// Tell all programs of the view that they are run by root
+    ///
+    /// They may become other users, change groups and capabilities, and call chroot(2). Mounted images go by who a
+    /// program is told to be: root may do everything there, others what the permission bits say, and files belong to
+    /// who made them. So a system in an image can be installed, changed and used. On the host, what programs may do
+    /// stays the same.
     #[arg(long)]
     pub(crate) root: bool,
     /// The command, and its arguments

@@ -11,9 +11,10 @@ use veduta_trace::Task;
 use veduta_trace::raw::{self, Argument};
 
 use crate::calls::Level;
-use crate::identity::Identity;
+use crate::identity::Caller;
 use crate::mounts::Table;
 use crate::standin::StandIn;
+use crate::states::State;
 use crate::view::View;
 use crate::walk::{self, Found, Limits, Place, Start, Walker};
 
@@ -68,9 +69,9 @@ pub(crate) struct Call<'a> {
     /// Its arguments.
     pub args: [u64; 6],
     /// As whom.
-    pub identity: Identity,
-    /// The caller's root, if it is not that of the view.
-    pub root: Option<Vec<u8>>,
+    pub caller: Caller,
+    /// What is kept about the caller, if it differs from what all have.
+    pub state: Option<Arc<State>>,
 }
 
 /// What a path argument of a call leads to.
@@ -82,6 +83,24 @@ pub(crate) enum Target {
 }
 
 impl<'a> Call<'a> {
+    /// A call of a task.
+    pub(crate) fn new(view: &'a View, task: Task, number: u32, args: [u64; 6]) -> Self {
+        let state = view.state_of(task);
+        let all = State::default();
+        let told = view.all_root.then(|| &state.as_deref().unwrap_or(&all).who);
+        Self { view, table: view.table(), task, number, args, caller: Caller::new(task, told), state }
+    }
+
+    /// What is kept about the caller.
+    pub(crate) fn state(&self) -> State {
+        self.state.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// The caller's root, if it is not that of the view.
+    pub(crate) fn root(&self) -> Option<&Vec<u8>> {
+        self.state.as_ref()?.root.as_ref()
+    }
+
     /// Argument `index` as the kernel sees an `int`.
     pub(crate) fn int(&self, index: usize) -> i32 {
         self.args[index] as i32
@@ -133,7 +152,7 @@ impl<'a> Call<'a> {
         let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { self.start(dirfd)? };
         match &start {
             Start::Opaque => return Ok(Target::PlainlyHost(None)),
-            Start::Host(base) if self.root.is_none() => {
+            Start::Host(base) if self.root().is_none() => {
                 let follow = follow && !path.ends_with(b"/.");
                 let links = !limits.beneath && !limits.in_root;
                 if let Some(canonical) = walk::plain_host_path(&self.table, base, path, follow, links) {
@@ -166,9 +185,9 @@ impl<'a> Call<'a> {
             table: &self.table,
             stand_ins: &self.view.stand_ins,
             task: self.task,
-            identity: &self.identity,
+            caller: &self.caller,
             limits,
-            root: self.root.clone(),
+            root: self.root().cloned(),
         }
     }
 
@@ -229,7 +248,7 @@ impl<'a> Call<'a> {
     pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
         match place {
             Place::Tree(node, attr) if node.mount.checks_permissions() => {
-                self.identity.may_node(node, attr, wanted)
+                self.caller.on(&node.mount).may_node(node, attr, wanted)
             }
             // As for root: what nobody may run is no program.
             Place::Tree(node, attr)

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use nix::errno::Errno;
 use veduta_trace::{Program, Rule, Test, Verdict};
 
-use Family::{Exec, File, Identity, Mount, Passed, Path, Refused, Task};
+use Family::{Exec, File, Identity, Mount, Passed, Path, Refused, Rights, Task};
 
 /// How a view treats a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,9 @@ pub enum Family {
     File,
     /// Says who the caller is: mount(8) must believe that it may. Caught once something is mounted, and not for root.
     Identity,
-    /// Concerns the engine's access to the task.
+    /// Says more of that, or changes it. Caught where all are told that they are root.
+    Rights,
+    /// Concerns the engine's access to the task, or what it keeps about it.
     Task,
     /// Fails with `ENOSYS`: it would go past the view.
     Refused,
@@ -43,6 +45,7 @@ impl Family {
             Self::Path => "handled: paths",
             Self::File => "handled: virtual descriptors",
             Self::Identity => "handled: identity",
+            Self::Rights => "handled with --root: identity",
             Self::Task => "handled: access to the task",
             Self::Refused => "refused: ENOSYS",
         }
@@ -73,6 +76,17 @@ impl Row {
     }
 }
 
+/// As whom the programs of a view run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// An ordinary user, who is root to mount(8).
+    User,
+    /// Root.
+    Root,
+    /// Whoever it is, they are told that it is root, and may become others.
+    AllRoot,
+}
+
 /// How much a view must catch: it grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -99,8 +113,8 @@ const MAP_ANONYMOUS: u32 = 0x20;
 const SEEK_END: u32 = 2;
 
 /// The filter of a view at a level. `fast`: what the shim does is left to it.
-pub(crate) fn filter(level: Level, is_root: bool, fast: bool) -> Program {
-    let mut rules: Vec<Rule> = CALLS.iter().filter_map(|row| rule(row, level, is_root, fast)).collect();
+pub(crate) fn filter(level: Level, who: Who, fast: bool) -> Program {
+    let mut rules: Vec<Rule> = CALLS.iter().filter_map(|row| rule(row, level, who, fast)).collect();
     rules.push(Rule::new(CONTROL, Verdict::Notify));
     Program::new(rules, limit())
 }
@@ -109,7 +123,7 @@ fn limit() -> u32 {
     CALLS.iter().filter_map(Row::number).max().unwrap_or(0) + 1
 }
 
-fn rule(row: &Row, level: Level, is_root: bool, fast: bool) -> Option<Rule> {
+fn rule(row: &Row, level: Level, who: Who, fast: bool) -> Option<Rule> {
     let number = row.number()?;
     let is_caught = match row.family {
         Passed => false,
@@ -121,10 +135,11 @@ fn rule(row: &Row, level: Level, is_root: bool, fast: bool) -> Option<Rule> {
         Task if row.name == "seccomp" => fast && level >= Level::Files,
         Path | Task => level >= Level::Mounted,
         File => level >= Level::Files || (level == Level::Mounted && is_native_exception(row.name)),
-        Identity => level >= Level::Mounted && !is_root,
+        Identity => level >= Level::Mounted && who != Who::Root,
+        Rights => level >= Level::Mounted && who == Who::AllRoot,
     };
     let unless_shim = fast && matches!(row.family, Path | File | Identity);
-    let tests = tests(row.name, fast);
+    let tests = tests(row.name, fast, who);
     is_caught.then_some(Rule { number, tests, verdict: Verdict::Notify, unless_shim })
 }
 
@@ -142,10 +157,20 @@ fn is_native_exception(name: &str) -> bool {
 }
 
 /// When a call of several meanings is caught.
-fn tests(name: &str, fast: bool) -> Vec<Test> {
+fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
     match name {
-        "prctl" if fast => vec![Test::Is(0, PR_SET_DUMPABLE), Test::Is(0, PR_SET_SECCOMP)],
-        "prctl" => vec![Test::Is(0, PR_SET_DUMPABLE)],
+        "prctl" => {
+            let ours: &[u32] = if who == Who::AllRoot { &crate::who::PRCTLS } else { &[] };
+            let seccomp = fast.then_some(PR_SET_SECCOMP);
+            [PR_SET_DUMPABLE]
+                .into_iter()
+                .chain(seccomp)
+                .chain(ours.iter().copied())
+                .map(|operation| Test::Is(0, operation))
+                .collect()
+        }
+        "getrlimit" | "setrlimit" => vec![Test::Is(0, crate::states::LIMIT)],
+        "prlimit64" => vec![Test::Is(1, crate::states::LIMIT)],
         "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
         // SEEK_SET and SEEK_CUR are right on what stands for a file; its size may not be.
@@ -276,7 +301,7 @@ pub const CALLS: &[Row] = &[
     row("lchown", Some(94), None, Path),
     row("umask", Some(95), Some(166), Passed),
     row("gettimeofday", Some(96), Some(169), Passed),
-    row("getrlimit", Some(97), Some(163), Passed),
+    row("getrlimit", Some(97), Some(163), Task),
     row("getrusage", Some(98), Some(165), Passed),
     row("sysinfo", Some(99), Some(179), Passed),
     row("times", Some(100), Some(153), Passed),
@@ -284,28 +309,28 @@ pub const CALLS: &[Row] = &[
     row("getuid", Some(102), Some(174), Identity),
     row("syslog", Some(103), Some(116), Passed),
     row("getgid", Some(104), Some(176), Identity),
-    row("setuid", Some(105), Some(146), Passed),
-    row("setgid", Some(106), Some(144), Passed),
+    row("setuid", Some(105), Some(146), Rights),
+    row("setgid", Some(106), Some(144), Rights),
     row("geteuid", Some(107), Some(175), Identity),
     row("getegid", Some(108), Some(177), Identity),
     row("setpgid", Some(109), Some(154), Passed),
     row("getppid", Some(110), Some(173), Passed),
     row("getpgrp", Some(111), None, Passed),
     row("setsid", Some(112), Some(157), Passed),
-    row("setreuid", Some(113), Some(145), Passed),
-    row("setregid", Some(114), Some(143), Passed),
-    row("getgroups", Some(115), Some(158), Passed),
-    row("setgroups", Some(116), Some(159), Passed),
-    row("setresuid", Some(117), Some(147), Passed),
+    row("setreuid", Some(113), Some(145), Rights),
+    row("setregid", Some(114), Some(143), Rights),
+    row("getgroups", Some(115), Some(158), Rights),
+    row("setgroups", Some(116), Some(159), Rights),
+    row("setresuid", Some(117), Some(147), Rights),
     row("getresuid", Some(118), Some(148), Identity),
-    row("setresgid", Some(119), Some(149), Passed),
+    row("setresgid", Some(119), Some(149), Rights),
     row("getresgid", Some(120), Some(150), Identity),
     row("getpgid", Some(121), Some(155), Passed),
-    row("setfsuid", Some(122), Some(151), Passed),
-    row("setfsgid", Some(123), Some(152), Passed),
+    row("setfsuid", Some(122), Some(151), Rights),
+    row("setfsgid", Some(123), Some(152), Rights),
     row("getsid", Some(124), Some(156), Passed),
-    row("capget", Some(125), Some(90), Passed),
-    row("capset", Some(126), Some(91), Passed),
+    row("capget", Some(125), Some(90), Rights),
+    row("capset", Some(126), Some(91), Rights),
     row("rt_sigpending", Some(127), Some(136), Passed),
     row("rt_sigtimedwait", Some(128), Some(137), Passed),
     row("rt_sigqueueinfo", Some(129), Some(138), Passed),
@@ -339,7 +364,7 @@ pub const CALLS: &[Row] = &[
     row("prctl", Some(157), Some(167), Task),
     row("arch_prctl", Some(158), None, Passed),
     row("adjtimex", Some(159), Some(171), Passed),
-    row("setrlimit", Some(160), Some(164), Passed),
+    row("setrlimit", Some(160), Some(164), Task),
     row("chroot", Some(161), Some(51), Path),
     row("sync", Some(162), Some(81), File),
     row("acct", Some(163), Some(89), Passed),
@@ -481,7 +506,7 @@ pub const CALLS: &[Row] = &[
     row("recvmmsg", Some(299), Some(243), Passed),
     row("fanotify_init", Some(300), Some(262), Passed),
     row("fanotify_mark", Some(301), Some(263), Path),
-    row("prlimit64", Some(302), Some(261), Passed),
+    row("prlimit64", Some(302), Some(261), Task),
     row("name_to_handle_at", Some(303), None, Path),
     row("open_by_handle_at", Some(304), None, Passed),
     row("clock_adjtime", Some(305), Some(266), Passed),

@@ -745,7 +745,8 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
         let place = place(stand_in)?;
         call.writable(&place)?;
         if let Place::Tree(_, attr) = &place {
-            if !call.identity.is_root() && call.identity.uid() != attr.uid {
+            let caller = call.caller.on(&stand_in.node.mount);
+            if !caller.is_root() && caller.uid() != attr.uid {
                 return Err(Errno::EPERM);
             }
             // `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: only root sets them, and takes them away.
@@ -753,7 +754,7 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
             let (immutable, append) = if command == FS_IOC_SETFLAGS { (0x10, 0x20) } else { (8, 0x10) };
             let changes = (flags & immutable != 0) != attr.flags.immutable
                 || (flags & append != 0) != attr.flags.append_only;
-            if changes && !call.identity.is_root() && stand_in.node.mount.checks_permissions() {
+            if changes && !caller.is_root() && stand_in.node.mount.checks_permissions() {
                 return Err(Errno::EPERM);
             }
         }

@@ -239,6 +239,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         permanent: false,
         alias: None,
         is_owned: false,
+        keeps_owners: false,
         of_host: true,
         is_pseudo: false,
         is_hidden: true,

@@ -311,12 +311,12 @@ fn make(call: &Call<'_>, dirfd: u64, path: u64, kind: Kind, mode: u32, device: u
     Call::unguarded(above, true)?;
     let rdev = Device { major: libc::major(device), minor: libc::minor(device) };
     if matches!(kind, Kind::CharDevice | Kind::BlockDevice)
-        && !call.identity.is_root()
+        && !call.caller.on(&directory.mount).is_root()
         && directory.mount.checks_permissions()
     {
         return Err(Errno::EPERM);
     }
-    let new = crate::open::new_node(call, above, kind, mode, rdev)?;
+    let new = crate::open::new_node(call, directory, above, kind, mode, rdev)?;
     let name = OsStr::from_bytes(&found.name);
     check_name(directory, &found.name)?;
     let entry = guarded(|| match kind {
@@ -376,7 +376,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
     Call::unguarded(above, false)?;
     Call::unguarded(attr, false)?;
     if directory.mount.checks_permissions() {
-        call.identity.may_remove(above, attr)?;
+        call.caller.on(&directory.mount).may_remove(above, attr)?;
     }
     if found.wants_dir && attr.kind != Kind::Directory {
         return Err(Errno::ENOTDIR);
@@ -458,10 +458,11 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         Call::unguarded(above, false)?;
     }
     Call::unguarded(attr, false)?;
+    let caller = call.caller.on(&from_dir.mount);
     if checks {
-        call.identity.may_remove(from_above, attr)?;
+        caller.may_remove(from_above, attr)?;
         if attr.kind == Kind::Directory && from_dir.ino != to_dir.ino {
-            call.identity.may(attr, WRITE)?;
+            caller.may(attr, WRITE)?;
         }
     }
     if let Some(Place::Tree(target, target_attr)) = &new.place {
@@ -473,7 +474,7 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         }
         Call::unguarded(target_attr, false)?;
         if checks {
-            call.identity.may_remove(to_above, target_attr)?;
+            caller.may_remove(to_above, target_attr)?;
         }
     } else if flags.exchange {
         return Err(Errno::ENOENT);
@@ -612,7 +613,7 @@ fn symlink(call: &Call<'_>, target: u64, dirfd: u64, path: u64) -> Outcome {
     }
     Call::unguarded(above, true)?;
     check_name(directory, &found.name)?;
-    let new = crate::open::new_node(call, above, Kind::Symlink, 0o777, Device::default())?;
+    let new = crate::open::new_node(call, directory, above, Kind::Symlink, 0o777, Device::default())?;
     let name = OsStr::from_bytes(&found.name);
     let entry = guarded(|| directory.tree().symlink(directory.ino, name, OsStr::from_bytes(&target), &new))?;
     call.view.watches.made(directory, name, Kind::Symlink);
@@ -628,7 +629,7 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
         return Err(Errno::EPERM);
     }
     if node.mount.checks_permissions() {
-        call.identity.may_change(attr, &mut changes)?;
+        call.caller.on(&node.mount).may_change(attr, &mut changes)?;
     }
     guarded(|| node.tree().setattr(node.ino, &changes))?;
     if let Some(plane) = node.plane() {
@@ -657,10 +658,11 @@ fn chmod(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
 /// `chown` in all its forms.
 pub(crate) fn chown(call: &Call<'_>, place: &Place, uid: u64, gid: u64) -> Outcome {
     let id = |id: u64| (id as u32 != u32::MAX).then_some(id as u32);
-    let (_, attr) = node(place)?;
+    let (node, attr) = node(place)?;
+    let caller = call.caller.on(&node.mount);
     // Even if neither is changed, what is no directory is no set-id program any more: `chown_common` of the kernel.
     let drop_set_id = attr.kind != Kind::Directory && attr.perm.bits() & 0o6000 != 0;
-    if drop_set_id && !call.identity.is_root() && call.identity.uid() != attr.uid {
+    if drop_set_id && !caller.is_root() && caller.uid() != attr.uid {
         return Err(Errno::EPERM);
     }
     change(call, place, SetAttr { uid: id(uid), gid: id(gid), drop_set_id, ..SetAttr::default() })
@@ -733,7 +735,8 @@ pub(crate) fn resize(
     if size > attr.size && size > call.file_size_limit()? {
         return Err(call.too_large());
     }
-    let changes = SetAttr { size: Some(size), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
+    let drop_set_id = !call.caller.on(&node.mount).is_root();
+    let changes = SetAttr { size: Some(size), drop_set_id, ..SetAttr::default() };
     if let Some(plane) = node.plane().filter(|plane| plane.knows(node.ino)) {
         // The kernel has pages of it: it is the one to cut them.
         let kept = SetAttr { size: None, ..changes };
@@ -790,9 +793,9 @@ fn chdir(call: &Call<'_>) -> Outcome {
     }
 }
 
-/// `chroot(2)`: by the kernel where it may, else of the view's own (see [`crate::roots`]).
+/// `chroot(2)`: by the kernel where it may, else of the view's own (see [`crate::states`]).
 fn chroot(call: &Call<'_>) -> Outcome {
-    let may = call.identity.is_root() || call.view.all_root;
+    let may = call.caller.believes_root();
     let found = match call.find(CWD, call.args[0], true, false)? {
         Target::PlainlyHost(_) if call.view.is_root || !may => return Ok(Answer::GoOn),
         Target::PlainlyHost(_) => {
@@ -814,19 +817,19 @@ fn chroot(call: &Call<'_>) -> Outcome {
     if !may {
         return Err(Errno::EPERM);
     }
-    call.view.roots.lock().set(call.task, place.path());
+    call.view.states.set(call.task, crate::states::State { root: Some(place.path()), ..call.state() })?;
     call.view.fast.end("a process has a root of its own");
     call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
     DONE
 }
 
 fn getcwd(call: &Call<'_>) -> Outcome {
-    let path = match (call.start(CWD)?, &call.root) {
+    let path = match (call.start(CWD)?, call.root()) {
         (Start::Tree(node), _) => node.path(),
         (Start::Host(path), Some(_)) => path,
         _ => return Ok(Answer::GoOn),
     };
-    let mut text = match &call.root {
+    let mut text = match call.root() {
         Some(root) if crate::mounts::is_below(&path, root) => shown(&path[root.len()..]).to_vec(),
         Some(_) => [b"(unreachable)", shown(&path)].concat(),
         None => shown(&path).to_vec(),
@@ -843,10 +846,11 @@ fn getcwd(call: &Call<'_>) -> Outcome {
 pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) -> Outcome {
     let (node, attr) = node(place)?;
     let args = &call.args[first..];
+    let caller = call.caller.on(&node.mount);
     if name == "listxattr" {
         let names = guarded(|| node.tree().listxattr(node.ino))?;
         let visible =
-            |name: &&std::ffi::OsString| call.identity.is_root() || !name.as_bytes().starts_with(b"trusted.");
+            |name: &&std::ffi::OsString| caller.is_root() || !name.as_bytes().starts_with(b"trusted.");
         let list: Vec<u8> =
             names.iter().filter(visible).flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
         return give(call, args[0], args[1], &list);
@@ -864,7 +868,7 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
         call.writable(place)?;
         Call::unguarded(attr, false)?;
     }
-    let owns = call.identity.is_root() || call.identity.uid() == attr.uid;
+    let owns = caller.is_root() || caller.uid() == attr.uid;
     if name_bytes.starts_with(b"user.") {
         if !matches!(attr.kind, Kind::File | Kind::Directory) {
             return Err(if changes { Errno::EPERM } else { Errno::ENODATA });
@@ -874,12 +878,12 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
         }
         call.may(place, if changes { WRITE } else { READ })?;
     } else if name_bytes.starts_with(b"trusted.") {
-        if !call.identity.is_root() {
+        if !caller.is_root() {
             return Err(if changes { Errno::EPERM } else { Errno::ENODATA });
         }
     } else if changes {
         let needs_root = name_bytes.starts_with(b"security.");
-        if (needs_root && !call.identity.is_root()) || !owns {
+        if (needs_root && !caller.is_root()) || !owns {
             return Err(Errno::EPERM);
         }
     }

@@ -16,7 +16,7 @@ use veduta_trace::stop::{Attached, Stopped};
 use veduta_trace::{Listener, Task};
 
 use crate::call::{Answer, Call, Meanwhile, Outcome};
-use crate::calls::{self, Level};
+use crate::calls::{self, Level, Who};
 use crate::serve::Source;
 use crate::view::View;
 
@@ -128,7 +128,12 @@ fn settle(mut attached: Vec<Attached>, known: &mut HashSet<Pid>) -> (Vec<Stopped
 
 /// What is caught.
 pub(crate) fn filter(view: &View) -> veduta_trace::Program {
-    calls::filter(view.level(), view.is_root && !view.all_root, view.fast.is_on())
+    let who = match (view.all_root, view.is_root) {
+        (true, _) => Who::AllRoot,
+        (false, true) => Who::Root,
+        (false, false) => Who::User,
+    };
+    calls::filter(view.level(), who, view.fast.is_on())
 }
 
 /// The old listener is closed when the last of its threads has noticed; that takes a moment.

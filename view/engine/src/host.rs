@@ -134,9 +134,10 @@ fn opened(call: &Call<'_>, name: &str, number: i32, how: Option<&[u8]>) -> Answe
 pub(crate) fn as_caller<T>(call: &Call<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let umask = call.task.umask().unwrap_or(0o022);
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
-    let other = call.view.is_root && !call.identity.is_root();
+    let other = call.view.is_root && !call.caller.real().is_root();
     if other {
-        raw::set_fs_identity(call.identity.uid(), call.identity.gid(), call.identity.groups())?;
+        let caller = call.caller.real();
+        raw::set_fs_identity(caller.uid(), caller.gid(), caller.groups())?;
     }
     let result = work();
     if other {

@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use veduta_api::{Attr, Kind, Result, SetAttr, SetTime};
 use veduta_trace::Task;
 
+use crate::mounts::Mount;
 use crate::node::{Node, guarded};
+use crate::who::Credentials;
 
 /// Bits of access, as in `access(2)`.
 pub(crate) const READ: u32 = 4;
@@ -22,6 +24,41 @@ pub(crate) struct Identity {
     task: Task,
     user_and_group: OnceCell<(u32, u32)>,
     groups: OnceCell<Vec<u32>>,
+}
+
+/// Who makes a call: to the kernel, and in a view of `--root` also to trees that keep owners of their own.
+pub(crate) struct Caller {
+    real: Identity,
+    told: Option<Identity>,
+}
+
+impl Caller {
+    /// A task, and who it is told that it is.
+    pub(crate) fn new(task: Task, told: Option<&Credentials>) -> Self {
+        Self {
+            real: Identity::of(task),
+            told: told.map(|who| Identity {
+                task,
+                user_and_group: OnceCell::from((who.users.fs, who.groups.fs)),
+                groups: OnceCell::from(who.others.clone()),
+            }),
+        }
+    }
+
+    /// Who it is to the kernel.
+    pub(crate) fn real(&self) -> &Identity {
+        &self.real
+    }
+
+    /// Who it is to a mount.
+    pub(crate) fn on(&self, mount: &Mount) -> &Identity {
+        self.told.as_ref().filter(|_| mount.keeps_owners).unwrap_or(&self.real)
+    }
+
+    /// Whether it is root, as far as it knows.
+    pub(crate) fn believes_root(&self) -> bool {
+        self.told.as_ref().unwrap_or(&self.real).is_root()
+    }
 }
 
 impl Identity {

@@ -189,6 +189,7 @@ fn hidden(
         permanent: true,
         alias: None,
         is_owned: false,
+        keeps_owners: false,
         of_host: false,
         is_pseudo: false,
         is_hidden: true,

@@ -156,12 +156,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
     let view = call.view;
     let _changing = view.changing.lock();
     let table = view.table();
-    let call = &Call {
-        table: Arc::clone(&table),
-        identity: crate::identity::Identity::of(call.task),
-        root: call.root.clone(),
-        ..*call
-    };
+    let call = &Call { table: Arc::clone(&table), ..Call::new(view, call.task, call.number, call.args) };
     let mut options = Options::parse(&request.options)?;
     let words = take_words(&mut options)?;
     let target = target_path(call, request)?;
@@ -173,6 +168,8 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         from_module(call, request, &target, options, words.read_only)?
     };
     let before = Arc::new(Table::new(table.mounts().to_vec()));
+    // Other users than the one who mounts, for whom permissions count.
+    let has_users = view.is_root || (view.all_root && made.keeps_owners);
     let mount = Arc::new(Mount {
         id: view.new_mount_id(),
         target,
@@ -190,7 +187,8 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         of_host: made.of_host,
-        is_owned: made.is_image && !view.is_root && !words.human,
+        is_owned: made.is_image && !words.human && !has_users,
+        keeps_owners: made.keeps_owners,
         is_hidden: false,
         uses: made.uses,
         is_source: made.is_source.into(),
@@ -268,6 +266,7 @@ struct Made {
     alias: Option<Vec<u8>>,
     of_host: bool,
     is_image: bool,
+    keeps_owners: bool,
     uses: Vec<Arc<Node>>,
     plane: crate::fuseplane::Cell,
     is_source: bool,
@@ -307,6 +306,7 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
             Place::Tree(node, _) => node.mount.of_host,
         },
         is_image: matches!(place, Place::Tree(node, _) if node.mount.is_owned),
+        keeps_owners: matches!(place, Place::Tree(node, _) if node.mount.keeps_owners),
         uses,
         // The same tree is the same files.
         plane: match place {
@@ -376,6 +376,8 @@ fn from_module(
             Service::Disk(_) => is_disk_read_only,
             Service::Tree | Service::Loops(_) => read_only,
         },
+        keeps_owners: matches!(module.source(), SourceKind::Disk | SourceKind::None)
+            && matches!(service, Service::Tree),
         is_image: matches!(module.source(), SourceKind::Disk | SourceKind::Tree)
             && matches!(service, Service::Tree),
         service,
@@ -399,7 +401,7 @@ fn disk_tree(call: &Call<'_>, looks: DeviceNode, drive: &Arc<BlockDrive>) -> Arc
             minor: looks.minor.unwrap_or(0x8000 + number * 256),
         },
         perm: looks.perm.unwrap_or(Perm::from_mode(0o600)),
-        owner: (looks.uid.unwrap_or(call.identity.uid()), looks.gid.unwrap_or(call.identity.gid())),
+        owner: (looks.uid.unwrap_or(call.caller.real().uid()), looks.gid.unwrap_or(call.caller.real().gid())),
         time: Timestamp::now(),
     })
 }
@@ -467,6 +469,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         alias: mount.alias.clone(),
         of_host: mount.of_host,
         is_owned: mount.is_owned,
+        keeps_owners: mount.keeps_owners,
         is_pseudo: mount.is_pseudo,
         is_hidden: false,
         uses: mount.uses.clone(),

@@ -54,6 +54,8 @@ pub(crate) struct Mount {
     /// An ordinary user mounted an image, or a tree made of others: what is that user's own is not guarded against its owner, and
     /// what is not, the kernel guards when the driver gets there. Permission bits do not count, unless `human` says so.
     pub(crate) is_owned: bool,
+    /// Its tree keeps owners of its own, whatever those of the host are.
+    pub(crate) keeps_owners: bool,
     /// What it shows is this path of the view before, with the mounts that are below there.
     pub alias: Option<Vec<u8>>,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.

@@ -202,7 +202,8 @@ pub(crate) fn existing(
     if !only_path {
         let need = if wanted.read { READ } else { 0 } | if writes { WRITE } else { 0 };
         call.may(place, need)?;
-        let is_own = attr.uid == call.identity.uid() || call.identity.is_root();
+        let caller = call.caller.on(&node.mount);
+        let is_own = attr.uid == caller.uid() || caller.is_root();
         if flags.contains(OFlag::O_NOATIME) && !is_own {
             return Err(Errno::EPERM);
         }
@@ -233,12 +234,13 @@ pub(crate) fn existing(
     let kernel_cuts = plane.as_ref().is_some_and(|plane| plane.knows(node.ino));
     if !(truncates && kernel_cuts && attr.size > 0) {
         flags.remove(OFlag::O_TRUNC);
-    } else if attr.perm.bits() & 0o6000 != 0 && !call.identity.is_root() {
+    } else if attr.perm.bits() & 0o6000 != 0 && !call.caller.on(&node.mount).is_root() {
         let changes = SetAttr { drop_set_id: true, ..SetAttr::default() };
         guarded(|| node.tree().setattr(node.ino, &changes))?;
     }
     if truncates && attr.kind == Kind::File && attr.size > 0 && !kernel_cuts {
-        let changes = SetAttr { size: Some(0), drop_set_id: !call.identity.is_root(), ..SetAttr::default() };
+        let drop_set_id = !call.caller.on(&node.mount).is_root();
+        let changes = SetAttr { size: Some(0), drop_set_id, ..SetAttr::default() };
         guarded(|| node.tree().setattr(node.ino, &changes))?;
         if let Some(plane) = node.plane() {
             plane.written(node.ino, 0, 0);
@@ -322,7 +324,7 @@ fn stand_in(
         // Errors of the driver belong to this call.
         stand_in.file(driver_flags(flags).write)?;
     }
-    if attr.perm.bits() & 0o6000 != 0 && !call.identity.is_root() {
+    if attr.perm.bits() & 0o6000 != 0 && !call.caller.on(&node.mount).is_root() {
         stand_in.set_id.store(true, Ordering::Relaxed);
     }
     if !flags.contains(OFlag::O_PATH) {
@@ -354,7 +356,7 @@ fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
             call.writable(parent)?;
             call.may(parent, WRITE | EXECUTE)?;
             Call::unguarded(above, true)?;
-            let new = new_node(call, above, Kind::File, mode, Device::default())?;
+            let new = new_node(call, directory, above, Kind::File, mode, Device::default())?;
             let name = OsStr::from_bytes(&found.name);
             let wanted = OpenFlags { read: true, write: true, ..driver_flags(flags) };
             let (entry, file) = match guarded(|| directory.tree().create(directory.ino, name, &new, wanted)) {
@@ -421,7 +423,7 @@ fn temporary(call: &Call<'_>, node: &Arc<Node>, above: &Attr, flags: OFlag, mode
     if flags.bits() & libc::O_ACCMODE == libc::O_RDONLY {
         return Err(Errno::EINVAL);
     }
-    let new = new_node(call, above, Kind::File, mode, Device::default())?;
+    let new = new_node(call, node, above, Kind::File, mode, Device::default())?;
     let wanted = OpenFlags { read: true, write: true, ..OpenFlags::default() };
     let (entry, file) = guarded(|| node.tree().tmpfile(node.ino, &new, wanted))?;
     let child = Node::child(node, OsStr::new(&format!("#{}", entry.attr.st_ino)), &entry);
@@ -431,24 +433,26 @@ fn temporary(call: &Call<'_>, node: &Arc<Node>, above: &Attr, flags: OFlag, mode
 /// A new node as its creator wants it, with the group of a set-group-id directory.
 pub(crate) fn new_node(
     call: &Call<'_>,
+    directory: &Node,
     above: &Attr,
     kind: Kind,
     mode: u32,
     rdev: Device,
 ) -> Result<NewNode> {
+    let caller = call.caller.on(&directory.mount);
     let mut new = NewNode {
         kind,
         perm: Perm::from_mode(mode),
         umask: call.task.umask()?,
-        uid: call.identity.uid(),
-        gid: call.identity.gid(),
+        uid: caller.uid(),
+        gid: caller.gid(),
         rdev,
     };
     if above.perm.bits() & 0o2000 != 0 {
         new.gid = above.gid;
         if kind == Kind::Directory {
             new.perm = Perm::from_mode(mode | 0o2000);
-        } else if mode & 0o2010 == 0o2010 && !call.identity.is_root() && !call.identity.is_in(above.gid) {
+        } else if mode & 0o2010 == 0o2010 && !caller.is_root() && !caller.is_in(above.gid) {
             // Nobody may run programs as a group that he is not in: `mode_strip_sgid` of the kernel.
             new.perm = Perm::from_mode(mode & !0o2000);
         }

@@ -22,7 +22,6 @@ use veduta_trace::spawn::{Command, fork_server};
 
 use crate::call::Call;
 use crate::calls::Level;
-use crate::identity::Identity;
 use crate::view::{Catalogue, MountRequest, View};
 
 /// How a view is started.
@@ -173,11 +172,13 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
     view.fast = crate::fast::Fast::new();
     view.trace = parking_lot::Mutex::new(settings.trace.clone());
     view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);
-    if !settings.mounts.is_empty() {
+    // Who is told something else than the truth needs to be heard.
+    let catches = !settings.mounts.is_empty() || view.all_root;
+    if catches {
         view.set_level(if view.fast.is_on() { Level::Files } else { Level::Mounted });
     }
     let view = Arc::new(view);
-    if !settings.mounts.is_empty() {
+    if catches {
         crate::loops::install(&view);
     }
     let result = serve_all(&view, settings, &signals);
@@ -202,15 +203,7 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
     }
     commands.push(prepare(command)?);
     for mount in mounts {
-        let call = Call {
-            view,
-            table: view.table(),
-            task: Task(Pid::this()),
-            number: 0,
-            args: [0; 6],
-            identity: Identity::of(Task(Pid::this())),
-            root: None,
-        };
+        let call = Call::new(view, Task(Pid::this()), 0, [0; 6]);
         crate::mounting::make(&call, mount).map_err(|error| MountError {
             message: format!("{}: {}: {}", mount.type_name, mount.source.to_string_lossy(), error.message),
             ..error

@@ -25,7 +25,6 @@ use veduta_trace::{Listener, Notification, Refusal, Task, raw};
 
 use crate::call::{Answer, Call, Meanwhile, Outcome};
 use crate::calls::{self, Family, Level};
-use crate::identity::Identity;
 use crate::node::caught;
 use crate::trap::Trap;
 use crate::turn::{Pace, Server, Turns, stand_aside};
@@ -41,7 +40,7 @@ pub(crate) struct Notified(Option<Listener>);
 
 impl Trap for Notified {
     fn start(&mut self, view: &Arc<View>, command: &Command) -> Result<Pid, Refusal> {
-        let program = calls::filter(view.level(), view.is_root && !view.all_root, view.fast.is_on());
+        let program = crate::grow::filter(view);
         let (child, listener) = spawn(command, &program)?;
         self.0 = Some(listener);
         Ok(child)
@@ -267,15 +266,7 @@ impl Source {
 /// What becomes of a call, whoever caught it.
 pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     let task = Task(notification.tid);
-    let call = Call {
-        view,
-        table: view.table(),
-        task,
-        number: notification.number,
-        args: notification.args,
-        identity: Identity::of(task),
-        root: view.root_of(task),
-    };
+    let call = Call::new(view, task, notification.number, notification.args);
     let interrupt = Interrupt::new();
     let _scope = interrupt.enter();
     let name = calls::by_number(call.number).map_or("", |row| row.name);
@@ -313,10 +304,16 @@ fn dispatch(call: &Call<'_>) -> Outcome {
             crate::mounting::serve(call, row.name)
         }
         Family::Exec if call.view.level() == Level::Idle => crate::grow::before_exec(call, row.name),
-        Family::Exec => crate::exec::serve(call, row.name),
+        Family::Exec => {
+            let outcome = crate::exec::serve(call, row.name)?;
+            crate::who::runs(call)?;
+            Ok(outcome)
+        }
         Family::Path => crate::files::serve(call, row.name),
         Family::File => crate::data::serve(call, row.name),
-        Family::Identity => crate::proc::identity(call, row.name),
+        Family::Identity | Family::Rights => crate::who::serve(call, row.name),
+        Family::Task if crate::who::is_ours(call) && row.name == "prctl" => crate::who::serve(call, row.name),
+        Family::Task if row.name.contains("rlimit") => crate::states::limits(call, row.name),
         // What is traced by somebody else cannot be given a larger filter later, and as long as we trace it nobody else can.
         Family::Task if row.name == "ptrace" && call.view.level() < Level::Files => {
             Ok(Answer::Grow(Level::Files, Meanwhile::Again))

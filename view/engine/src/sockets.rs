@@ -70,7 +70,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
                 path.extend_from_slice(&found.name);
                 return on_path(call, &path, path_given);
             }
-            let new = crate::open::new_node(call, above, Kind::Socket, 0o777, Device::default())?;
+            let new = crate::open::new_node(call, directory, above, Kind::Socket, 0o777, Device::default())?;
             let name = OsStr::from_bytes(&found.name);
             let entry = guarded(|| directory.tree().mknod(directory.ino, name, &new))?;
             let _node = Node::child(directory, name, &entry);

@@ -64,9 +64,9 @@ pub(crate) struct View {
     pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
     /// Inodes of the host that were handed out for files of a mount.
     pub backings: Mutex<Vec<(Key, u32)>>,
-    /// Roots of processes.
-    pub(crate) roots: Mutex<crate::roots::Roots>,
-    /// Some process has a root of its own: looked at before the lock is taken.
+    /// What is kept about processes.
+    pub(crate) states: crate::states::States,
+    /// Some process has a root of its own.
     pub(crate) has_roots: AtomicBool,
     /// The real fifos of virtual ones.
     pub(crate) fifos: Mutex<crate::sockets::Fifos>,
@@ -93,7 +93,7 @@ pub(crate) struct View {
     next_mount: AtomicU32,
     /// The engine runs as root.
     pub is_root: bool,
-    /// Everybody in the view is told that they are root.
+    /// Everybody in the view is told that they are root, and may be told to be somebody else.
     pub all_root: bool,
     /// Which families of calls are reported, and how.
     pub trace: Mutex<Option<String>>,
@@ -121,7 +121,7 @@ impl View {
             stand_ins: StandIns::new(home.clone(), planes),
             programs: Mutex::default(),
             backings: Mutex::default(),
-            roots: Mutex::default(),
+            states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
             detached: Mutex::default(),
@@ -181,9 +181,9 @@ impl View {
         self.next_mount.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The root of a task, if it is not that of the view.
-    pub(crate) fn root_of(&self, task: veduta_trace::Task) -> Option<Vec<u8>> {
-        if self.has_roots.load(Ordering::Acquire) { self.roots.lock().of(task) } else { None }
+    /// What is kept about a task, if it differs from what all have.
+    pub(crate) fn state_of(&self, task: veduta_trace::Task) -> Option<Arc<crate::states::State>> {
+        self.states.of(task)
     }
 
     /// What is caught.

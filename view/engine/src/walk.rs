@@ -23,7 +23,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use veduta_api::{Attr, Kind, Result};
 use veduta_trace::Task;
 
-use crate::identity::{EXECUTE, Identity};
+use crate::identity::{Caller, EXECUTE};
 use crate::mounts::{Mount, Table, shown, split};
 use crate::node::{Node, guarded};
 use crate::standin::StandIns;
@@ -108,7 +108,7 @@ pub(crate) struct Walker<'a> {
     /// Who walks.
     pub task: Task,
     /// As whom.
-    pub identity: &'a Identity,
+    pub caller: &'a Caller,
     /// Limits.
     pub limits: Limits,
     /// The root of the task, if it is not that of the view.
@@ -371,7 +371,7 @@ impl Walk<'_, '_> {
     fn may_search(&self) -> Result<()> {
         match &self.place {
             Place::Tree(node, attr) if node.mount.checks_permissions() => {
-                self.walker.identity.may_node(node, attr, EXECUTE)
+                self.walker.caller.on(&node.mount).may_node(node, attr, EXECUTE)
             }
             _ => Ok(()),
         }

@@ -119,17 +119,23 @@ impl Shared<'_> {
     /// For the parent: waits until the child says `least` or more. The child's error; `ECHILD` if it ended without a word. Takes no
     /// state of the child's from those who trace it.
     fn await_child(&self, child: Pid, least: i32) -> Result<i32> {
+        let said = || match self.0.load(Ordering::Acquire) {
+            error if error < 0 => Some(Err(Errno::from_raw(-error))),
+            value if value >= least => Some(Ok(value)),
+            _ => None,
+        };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.0.load(Ordering::Acquire) {
-                error if error < 0 => return Err(Errno::from_raw(-error)),
-                value if value >= least => return Ok(value),
-                _ => {}
+            if let Some(answer) = said() {
+                return answer;
             }
+            // A tracer is told of stops too, whatever it asks for.
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
             let status = waitid(Id::Pid(child), flags | WaitPidFlag::__WALL)?;
-            if !matches!(status, WaitStatus::StillAlive) || Instant::now() > deadline {
-                return Err(Errno::ECHILD);
+            if matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
+                || Instant::now() > deadline
+            {
+                return said().unwrap_or(Err(Errno::ECHILD));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
