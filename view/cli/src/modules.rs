@@ -12,6 +12,7 @@ pub(crate) const ALL: &[&dyn Module] = &[
     &veduta_fat::Fat,
     &veduta_mbr::Mbr,
     &veduta_ramdisk::Ramdisk,
+    &veduta_tmpfs::Tmpfs,
     &veduta_null::Null,
     &veduta_viewfs::Viewfs,
     &veduta_encfs::Encfs,
