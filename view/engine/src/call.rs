@@ -13,7 +13,7 @@ use veduta_trace::raw::{self, Argument};
 use crate::calls::Level;
 use crate::identity::Caller;
 use crate::mounts::Table;
-use crate::standin::StandIn;
+use crate::standin::{OnItsWay, StandIn};
 use crate::states::State;
 use crate::view::View;
 use crate::walk::{self, Found, Limits, Place, Start, Walker};
@@ -30,9 +30,11 @@ pub(crate) enum Answer {
         fd: OwnedFd,
         /// `O_CLOEXEC`
         close_on_exec: bool,
+        /// What it is a descriptor of, if that is ours.
+        on_its_way: Option<OnItsWay>,
     },
     /// The task's working directory becomes this.
-    Chdir(OwnedFd),
+    Chdir(OwnedFd, Option<OnItsWay>),
     /// The task runs a program.
     Exec(Box<crate::exec::Plan>),
     /// The view must catch more before the task makes another call.

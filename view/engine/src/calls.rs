@@ -173,10 +173,14 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
         "prlimit64" => vec![Test::Is(1, crate::states::LIMIT)],
         "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
+        // An address that has a path is longer than its family.
+        "sendto" => vec![Test::AtLeast(5, 3)],
         // SEEK_SET and SEEK_CUR are right on what stands for a file; its size may not be.
         "lseek" => vec![Test::AtLeast(2, SEEK_END)],
         // Terminals have requests of their own ('T'), sockets too (0x89).
         "ioctl" => vec![
+            // FIGETBSZ
+            Test::Is(1, 2),
             Test::Within(1, 0x1200, 0x1300),
             Test::Within(1, 0x4c00, 0x4d00),
             Test::Within(1, 0x300, 0x340),
@@ -248,9 +252,9 @@ pub const CALLS: &[Row] = &[
     row("socket", Some(41), Some(198), Passed),
     row("connect", Some(42), Some(203), Path),
     row("accept", Some(43), Some(202), Passed),
-    row("sendto", Some(44), Some(206), Passed),
+    row("sendto", Some(44), Some(206), Path),
     row("recvfrom", Some(45), Some(207), Passed),
-    row("sendmsg", Some(46), Some(211), Passed),
+    row("sendmsg", Some(46), Some(211), Path),
     row("recvmsg", Some(47), Some(212), Passed),
     row("shutdown", Some(48), Some(210), Passed),
     row("bind", Some(49), Some(200), Path),
@@ -511,7 +515,7 @@ pub const CALLS: &[Row] = &[
     row("open_by_handle_at", Some(304), None, Passed),
     row("clock_adjtime", Some(305), Some(266), Passed),
     row("syncfs", Some(306), Some(267), File),
-    row("sendmmsg", Some(307), Some(269), Passed),
+    row("sendmmsg", Some(307), Some(269), Path),
     row("setns", Some(308), Some(268), Passed),
     row("getcpu", Some(309), Some(168), Passed),
     row("process_vm_readv", Some(310), Some(270), Passed),

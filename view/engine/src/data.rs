@@ -131,7 +131,7 @@ fn place(stand_in: &Arc<StandIn>) -> Result<Place> {
 fn attr(stand_in: &StandIn) -> Result<Attr> {
     let attr = stand_in.node.attr()?;
     if attr.kind == Kind::File {
-        stand_in.set_size(attr.size);
+        stand_in.hear_size(attr.size);
     }
     Ok(attr)
 }
@@ -292,7 +292,7 @@ fn seek(stand_in: &StandIn, fd: &OwnedFd, offset: i64, whence: i32) -> Outcome {
     let what = match whence {
         libc::SEEK_END if stand_in.kind == Kind::Directory => return Ok(Answer::GoOn),
         libc::SEEK_END => {
-            let end = attr(stand_in)?.size as i64;
+            let end = end_of(stand_in)? as i64;
             let position = end.checked_add(offset).filter(|position| *position >= 0).ok_or(Errno::EINVAL)?;
             lseek(fd, position, Whence::SeekSet)?;
             return Ok(Answer::Value(position));
@@ -301,7 +301,7 @@ fn seek(stand_in: &StandIn, fd: &OwnedFd, offset: i64, whence: i32) -> Outcome {
         libc::SEEK_HOLE => Seek::Hole,
         _ => return Err(Errno::EINVAL),
     };
-    let size = attr(stand_in)?.size;
+    let size = end_of(stand_in)?;
     if offset < 0 || offset as u64 >= size {
         return Err(Errno::ENXIO);
     }
@@ -316,6 +316,22 @@ fn seek(stand_in: &StandIn, fd: &OwnedFd, offset: i64, whence: i32) -> Outcome {
     };
     lseek(fd, found as i64, Whence::SeekSet)?;
     Ok(Answer::Value(found as i64))
+}
+
+/// The size of a file, or of what a block device shows.
+fn end_of(stand_in: &StandIn) -> Result<u64> {
+    if stand_in.kind != Kind::BlockDevice {
+        return Ok(attr(stand_in)?.size);
+    }
+    let file = stand_in.file(false)?;
+    let mut size = [0; 8];
+    let mut request = Ioctl { command: BLKGETSIZE64, argument: 0, input: &[], output: &mut size };
+    match guarded(|| file.ioctl(&mut request)) {
+        Ok(_) => Ok(u64::from_ne_bytes(size)),
+        // A loop device without an image.
+        Err(Errno::ENXIO) => Ok(0),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn truncate(call: &Call<'_>, stand_in: &Arc<StandIn>, fd: &OwnedFd, size: i64) -> Outcome {
@@ -351,10 +367,7 @@ fn allocate(call: &Call<'_>, stand_in: &StandIn, fd: &OwnedFd) -> Outcome {
     if !keep_size && end > call.file_size_limit()? && end > attr(stand_in)?.size {
         return Err(call.too_large());
     }
-    stand_in.write_back()?;
-    let file = stand_in.file(true)?;
-    guarded(|| file.allocate(how, offset as u64, len as u64))?;
-    stand_in.changed_beneath(how, offset as u64, len as u64)?;
+    stand_in.allocate(how, offset as u64, len as u64)?;
     call.view.watches.modified(&stand_in.node);
     attr(stand_in)?;
     DONE
@@ -737,6 +750,11 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
     if let Service::Loops(loops) = &stand_in.node.mount.service {
         return crate::loops::ioctl(call, loops, stand_in);
     }
+    if command == FIGETBSZ && matches!(stand_in.kind, Kind::File | Kind::Directory) {
+        let size = guarded(|| stand_in.node.tree().statfs())?.block_size;
+        call.task.write(call.args[2], &size.to_ne_bytes())?;
+        return DONE;
+    }
     if stand_in.kind == Kind::BlockDevice && matches!(command, BLKRRPART | BLKPG) {
         // Whether a partition is in use counts here, so those that everybody has closed are let go of first.
         call.view.stand_ins.collect(Some(stand_in.node.mount.id), 0);
@@ -796,6 +814,8 @@ fn with_ioctl(call: &Call<'_>, work: impl FnOnce(&mut Ioctl<'_>) -> Result<i32>)
     Ok(Answer::Value(value.into()))
 }
 
+const FIGETBSZ: u32 = 2;
+const BLKGETSIZE64: u32 = 0x8008_1272;
 const BLKRRPART: u32 = 0x125f;
 const BLKPG: u32 = 0x1269;
 const FS_IOC_SETFLAGS: u32 = 0x4008_6602;

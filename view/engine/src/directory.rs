@@ -1,8 +1,9 @@
 //! Listing directories.
 //!
-//! A position in a directory is the number of an entry: `.` is 0, `..` is 1, those of the tree follow, and at the end those mount
-//! points that the tree has no name for. Where the tree goes on for a position is remembered with the stand-in, and the
-//! position itself is the kernel's, in the open file description.
+//! A position in a directory is a number: 0 is before `.`, then come `..`, the entries of the tree, and at the end those mount
+//! points that the tree has no name for. Whoever begins to list gets numbers that nobody else has, in blocks: entries
+//! come and go, and what is the tenth to one is not to another. Where the tree goes on for a position is remembered with the
+//! stand-in, and the position itself is the kernel's, in the open file description.
 //!
 //! A directory of the host in which mount points have to be shown that it does not have is served the same way: it gets a
 //! stand-in whose tree is the host's directory.
@@ -21,8 +22,15 @@ use veduta_api::{DirEntry, Kind, Result};
 use crate::call::{Answer, Call, Outcome};
 use crate::mounts::{Mount, Service};
 use crate::node::{Node, guarded};
-use crate::standin::{Listing, StandIn};
+use crate::standin::{Listing, Listings, StandIn};
 use crate::walk::Place;
+
+/// Positions of mount points lie far behind those of any tree.
+const EXTRA: u64 = 1 << 40;
+/// Positions of one block.
+const BLOCK: u64 = 256;
+/// So many may list a directory at the same time without one of them losing his place.
+const MOST_LISTINGS: usize = 16;
 
 /// An entry to be returned.
 struct Listed {
@@ -101,62 +109,11 @@ fn list(
     take: &mut dyn FnMut(Listed) -> ControlFlow<()>,
 ) -> Result<()> {
     let node = &stand_in.node;
-    let mut listing = stand_in.listing.lock();
-    if position == 0 || listing.cookies.is_empty() {
-        *listing = Listing { open: guarded(|| node.tree().opendir(node.ino))?, cookies: vec![0] };
+    if position < EXTRA && list_tree(stand_in, position, take)?.is_break() {
+        return Ok(());
     }
-    let attr = node.attr()?;
-    if position == 0 {
-        let dot = Listed { name: b".".to_vec(), st_ino: attr.st_ino, kind: Some(Kind::Directory), next: 1 };
-        if take(dot).is_break() {
-            return Ok(());
-        }
-    }
-    if position <= 1 {
-        let above = node.parent().map_or(Ok(attr), |parent| parent.attr()).unwrap_or(attr);
-        let dots =
-            Listed { name: b"..".to_vec(), st_ino: above.st_ino, kind: Some(Kind::Directory), next: 2 };
-        if take(dots).is_break() {
-            return Ok(());
-        }
-    }
-    let path = node.path();
-    let extra = missing_names(call, node, &path);
-    // Positions of mount points lie far behind those of any tree.
-    const EXTRA: u64 = 1 << 40;
-    let start = position.max(2);
-    if start < EXTRA {
-        let Listing { open, cookies } = &mut *listing;
-        // A position beyond what was listed, after somebody else went back to the start: listed again from the last that is known.
-        let mut index = ((start - 2) as usize).min(cookies.len() - 1);
-        let cookie = cookies[index];
-        let mut is_full = false;
-        let mut sink = |entry: DirEntry<'_>| {
-            let next = index as u64 + 3;
-            if next > start {
-                let name = entry.name.as_bytes().to_vec();
-                if take(Listed { name, st_ino: entry.st_ino, kind: entry.kind, next }).is_break() {
-                    is_full = true;
-                    return ControlFlow::Break(());
-                }
-            }
-            index += 1;
-            if index >= cookies.len() {
-                cookies.push(entry.next);
-            } else {
-                cookies[index] = entry.next;
-            }
-            ControlFlow::Continue(())
-        };
-        guarded(|| match open {
-            Some(open) => open.read(cookie, &mut sink),
-            None => node.tree().readdir(node.ino, cookie, &mut sink),
-        })?;
-        if is_full {
-            return Ok(());
-        }
-    }
-    let done = start.saturating_sub(EXTRA) as usize;
+    let extra = missing_names(call, node, &node.path());
+    let done = position.saturating_sub(EXTRA) as usize;
     for (number, name) in extra.iter().enumerate().skip(done) {
         let kind = Some(Kind::Directory);
         let listed = Listed { name: name.clone(), st_ino: 1, kind, next: EXTRA + number as u64 + 1 };
@@ -165,6 +122,102 @@ fn list(
         }
     }
     Ok(())
+}
+
+/// What the tree itself has, from a position on; `Break` if the taker has enough.
+fn list_tree(
+    stand_in: &Arc<StandIn>,
+    position: u64,
+    take: &mut dyn FnMut(Listed) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    let node = &stand_in.node;
+    let mut listings = stand_in.listings.lock();
+    let Listings { known, blocks: given } = &mut *listings;
+    let start = find_listing(node, known, given, position)?;
+    let Some(Listing { blocks, open, cookies, ended }) = known.last_mut() else { return Err(Errno::EIO) };
+    let mut number = |step: u64| {
+        while step / BLOCK >= blocks.len() as u64 {
+            *given += 1;
+            blocks.push(*given);
+        }
+        blocks[(step / BLOCK) as usize] * BLOCK + step % BLOCK
+    };
+    let kind = Some(Kind::Directory);
+    let attr = node.attr()?;
+    // Behind `.` is step 0, behind `..` step 1.
+    if position == 0 {
+        let dot = Listed { name: b".".to_vec(), st_ino: attr.st_ino, kind, next: number(0) };
+        if take(dot).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    if start == 0 {
+        let above = node.parent().map_or(Ok(attr), |parent| parent.attr()).unwrap_or(attr);
+        let dots = Listed { name: b"..".to_vec(), st_ino: above.st_ino, kind, next: number(1) };
+        if take(dots).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    // A position that was not listed yet: listed again from the last that is known.
+    let wanted = start.saturating_sub(1) as usize;
+    let mut index = wanted.min(cookies.len() - 1);
+    let cookie = cookies[index];
+    let mut is_full = false;
+    let mut sink = |entry: DirEntry<'_>| {
+        if index >= wanted {
+            let name = entry.name.as_bytes().to_vec();
+            let next = number(index as u64 + 2);
+            if take(Listed { name, st_ino: entry.st_ino, kind: entry.kind, next }).is_break() {
+                is_full = true;
+                return ControlFlow::Break(());
+            }
+        }
+        index += 1;
+        if index >= cookies.len() {
+            cookies.push(entry.next);
+        } else {
+            cookies[index] = entry.next;
+        }
+        ControlFlow::Continue(())
+    };
+    guarded(|| match open {
+        Some(open) => open.read(cookie, &mut sink),
+        None => node.tree().readdir(node.ino, cookie, &mut sink),
+    })?;
+    *ended = !is_full;
+    Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+}
+
+/// Brings the listing that a position belongs to to the end of those that are known, and says how far in it that is.
+fn find_listing(node: &Node, known: &mut Vec<Listing>, given: &mut u64, position: u64) -> Result<u64> {
+    let block = position / BLOCK;
+    let step_in = |listing: &Listing| {
+        Some(listing.blocks.binary_search(&block).ok()? as u64 * BLOCK + position % BLOCK)
+    };
+    if let Some((index, step)) =
+        known.iter().enumerate().rev().find_map(|(index, listing)| Some((index, step_in(listing)?)))
+    {
+        let listing = known.remove(index);
+        known.push(listing);
+        return Ok(step);
+    }
+    // One that was forgotten, or never given out, goes on behind all that the last one has seen.
+    if let (Some(last), true) = (known.last(), position > 0) {
+        return Ok(last.cookies.len() as u64);
+    }
+    if *given + BLOCK >= EXTRA / BLOCK {
+        known.clear();
+        *given = 0;
+    }
+    if known.len() >= MOST_LISTINGS {
+        known.remove(known.iter().position(|listing| listing.ended).unwrap_or(0));
+    }
+    // Who was at the end may go back, but hardly ever does.
+    known.iter_mut().filter(|listing| listing.ended).for_each(|listing| listing.open = None);
+    *given += 1;
+    let open = guarded(|| node.tree().opendir(node.ino))?;
+    known.push(Listing { blocks: vec![*given], open, cookies: vec![0], ended: false });
+    Ok(0)
 }
 
 /// Names of mount points in a directory that the tree itself has no entry for.

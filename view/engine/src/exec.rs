@@ -50,7 +50,12 @@ pub(crate) struct Plan {
     /// The interpreter, if the program's copy must name its descriptor: at this offset, in this many bytes.
     interpreter: Option<(OwnedFd, u64, usize)>,
     start: Start,
+    /// What is loaded: the path by which the kernel would look for it, and where on the host it is.
+    ways: Ways,
 }
+
+/// `None` if something has no path on the host.
+type Ways = Option<Vec<(Vec<u8>, Vec<u8>)>>;
 
 /// What the program is told.
 struct Start {
@@ -95,7 +100,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     } else {
         text.clone()
     };
+    let mut ways: Ways = Some(Vec::new());
     for _ in 0..MAX_SCRIPTS {
+        add_way(&mut ways, &script, &place);
         let file = Content::open(call, &place)?;
         let mut head = vec![0; HEADERS];
         let len = file.read(&mut head, 0)?;
@@ -128,7 +135,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         let name = name[..name.len().min(15)].to_vec();
         let start = Start { argv, envp, front, name };
         let is_script = start.front.is_some();
-        let outcome = plan(call, &place, &file, wanted, direct, start);
+        let outcome = plan(call, &place, &file, wanted, direct, start, ways);
         if let (Ok(Answer::GoOn), Some((path, ..)), Some(key), false) = (&outcome, wanted, key, is_script) {
             call.view.fast.learn(&call.table, key, path);
         }
@@ -160,6 +167,7 @@ fn plan(
     interpreter: Option<(&[u8], u64, usize)>,
     direct: bool,
     start: Start,
+    mut ways: Ways,
 ) -> Outcome {
     let mut virtual_interpreter = None;
     if let Some((path, at, room)) = interpreter {
@@ -169,6 +177,7 @@ fn plan(
             match found.existing()? {
                 Place::Host(_) if found.direct => {}
                 place => {
+                    add_way(&mut ways, path, place);
                     let image = Content::open(call, place)?.image(call)?;
                     virtual_interpreter = Some((image, at, room));
                 }
@@ -183,10 +192,32 @@ fn plan(
         _ if virtual_interpreter.is_some() => Image::Descriptor(file.copy(call)?),
         _ => Image::Descriptor(file.image(call)?),
     };
-    Ok(Answer::Exec(Box::new(Plan { program, interpreter: virtual_interpreter, start })))
+    Ok(Answer::Exec(Box::new(Plan { program, interpreter: virtual_interpreter, start, ways })))
+}
+
+/// Notes by which path something is found, and where on the host it is.
+fn add_way(ways: &mut Ways, path: &[u8], place: &Place) {
+    let real = match place {
+        Place::Host(path) => Some(path.clone()),
+        Place::Tree(node, _) if node.mount.of_host => node.shows(),
+        Place::Tree(..) => None,
+    };
+    match (ways.as_mut(), real) {
+        (Some(known), Some(real)) if path.starts_with(b"/") => known.push((path.to_vec(), real)),
+        _ => *ways = None,
+    }
 }
 
 impl Plan {
+    /// Whether the kernel, by itself, would run the very same files.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        let is_found = |(path, real): &(Vec<u8>, Vec<u8>)| {
+            let found = std::fs::canonicalize(OsStr::from_bytes(path));
+            found.is_ok_and(|found| found.as_os_str().as_bytes() == real.as_slice())
+        };
+        self.ways.as_ref().is_some_and(|ways| ways.iter().all(is_found))
+    }
+
     /// The descriptors that the task needs, in the order of the numbers that the other functions take.
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let program = match &self.program {

@@ -394,7 +394,7 @@ impl Fast {
         let inner = self.0.as_ref().ok_or(Errno::ENOSYS)?;
         if args[0] == GIVE {
             let fd = inner.page.read().file().try_clone_to_owned().map_err(errno)?;
-            return Ok(Answer::Fd { fd, close_on_exec: true });
+            return Ok(Answer::Fd { fd, close_on_exec: true, on_its_way: None });
         }
         let loader = inner.images.read().loaders.get(args[2] as usize).cloned().ok_or(Errno::EINVAL)?;
         let base = args[1].checked_sub(loader.patched.address).ok_or(Errno::EINVAL)?;

@@ -125,7 +125,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         // Marks are made on what the kernel finds, and it would find something else.
         "fanotify_mark" if args[4] == 0 => Ok(Answer::GoOn),
         "fanotify_mark" => on_node(call, args[3], args[4], true, false, |_| Err(Errno::EOPNOTSUPP)),
-        "bind" | "connect" => crate::sockets::serve(call, name),
+        "bind" | "connect" | "sendto" | "sendmsg" | "sendmmsg" => crate::sockets::serve(call, name),
         _ => Ok(Answer::GoOn),
     }
 }
@@ -193,7 +193,7 @@ pub(crate) fn stat(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
 fn with_memory(call: &Call<'_>, node: &Arc<Node>, attr: Attr) -> Attr {
     if let Some(stand_in) = call.view.stand_ins.known(node.mount.id, node.ino) {
         if attr.kind == Kind::File {
-            stand_in.set_size(attr.size);
+            stand_in.hear_size(attr.size);
         }
     }
     attr
@@ -737,22 +737,24 @@ pub(crate) fn resize(
     }
     let drop_set_id = !call.caller.on(&node.mount).is_root();
     let changes = SetAttr { size: Some(size), drop_set_id, ..SetAttr::default() };
-    if let Some(plane) = node.plane().filter(|plane| plane.knows(node.ino)) {
+    let work = || {
+        let Some(plane) = node.plane().filter(|plane| plane.knows(node.ino)) else {
+            return guarded(|| node.tree().setattr(node.ino, &changes)).map(drop);
+        };
         // The kernel has pages of it: it is the one to cut them.
         let kept = SetAttr { size: None, ..changes };
         if changes.drop_set_id && attr.perm.bits() & 0o6000 != 0 {
             guarded(|| node.tree().setattr(node.ino, &kept))?;
         }
         let fd = plane.open(node, nix::fcntl::OFlag::O_WRONLY, None)?;
-        nix::unistd::ftruncate(&fd, size as i64)?;
-    } else {
-        guarded(|| node.tree().setattr(node.ino, &changes))?;
+        nix::unistd::ftruncate(&fd, size as i64)
+    };
+    let known = call.view.stand_ins.known(node.mount.id, node.ino);
+    match stand_in.or(known.as_deref()) {
+        Some(stand_in) => stand_in.resize(size, work)?,
+        None => work()?,
     }
     call.view.watches.modified(node);
-    let known = call.view.stand_ins.known(node.mount.id, node.ino);
-    if let Some(stand_in) = stand_in.or(known.as_deref()) {
-        stand_in.set_size(size);
-    }
     DONE
 }
 
@@ -780,7 +782,7 @@ fn chdir(call: &Call<'_>) -> Outcome {
             if !directory.metadata().map_err(crate::standin::errno)?.is_dir() {
                 return Err(Errno::ENOTDIR);
             }
-            Ok(Answer::Chdir(directory.into()))
+            Ok(Answer::Chdir(directory.into(), None))
         }
         Some(place @ Place::Tree(node, attr)) => {
             if attr.kind != Kind::Directory {
@@ -788,7 +790,8 @@ fn chdir(call: &Call<'_>) -> Outcome {
             }
             call.may(place, EXECUTE)?;
             let stand_in = call.view.stand_ins.of_node(node, Kind::Directory, 0)?;
-            Ok(Answer::Chdir(stand_in.open(nix::fcntl::OFlag::O_RDONLY)?))
+            let (fd, on_its_way) = stand_in.open(nix::fcntl::OFlag::O_RDONLY)?;
+            Ok(Answer::Chdir(fd, Some(on_its_way)))
         }
     }
 }

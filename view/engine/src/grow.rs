@@ -193,6 +193,11 @@ pub(crate) fn processes() -> Vec<Pid> {
     found
 }
 
+/// Whether a thread of ours traces a task.
+pub(crate) fn is_traced_by_us(tid: Pid) -> bool {
+    Standing::of(&tid.to_string()).is_some_and(|it| it.is_traced_by_us())
+}
+
 /// What tells a process of the view: it has a filter more than the engine (which has one too in many a container), or is
 /// traced by it.
 #[derive(Debug, Default, PartialEq)]

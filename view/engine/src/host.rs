@@ -127,7 +127,8 @@ fn opened(call: &Call<'_>, name: &str, number: i32, how: Option<&[u8]>) -> Answe
             .map_or(0, |flags| u64::from_ne_bytes(flags.try_into().unwrap_or_default())),
         _ => 0,
     };
-    Answer::Fd { fd: raw::own(number), close_on_exec: flags & nix::libc::O_CLOEXEC as u64 != 0 }
+    let close_on_exec = flags & nix::libc::O_CLOEXEC as u64 != 0;
+    Answer::Fd { fd: raw::own(number), close_on_exec, on_its_way: None }
 }
 
 /// Runs something with the rights and the file mode creation mask of the caller.

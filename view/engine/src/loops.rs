@@ -9,8 +9,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use veduta_api::{
-    Attr, Device, DirSink, Disk, Entry, Facts, File, Filesystem, Ino, Kind, OpenFlags, Options, Perm, Result,
-    Timestamp, World,
+    Allocate, Attr, Device, DirSink, Disk, Entry, Facts, File, Filesystem, Ino, Ioctl, Kind, OpenFlags,
+    Options, Perm, Result, Seek, Timestamp, World,
 };
 use veduta_disk::{BlockDrive, BlockFile, WHOLE};
 
@@ -61,14 +61,47 @@ const MOST: u32 = 256;
 
 /// All loop devices of a view, as a tree that is never listed.
 pub(crate) struct Loops {
-    devices: Mutex<BTreeMap<u32, Option<Loop>>>,
+    devices: Arc<Devices>,
     time: Timestamp,
+}
+
+/// The devices that there are, by number.
+#[derive(Default)]
+struct Devices(Mutex<BTreeMap<u32, Slot>>);
+
+/// A device.
+#[derive(Default)]
+enum Slot {
+    /// Without an image.
+    #[default]
+    Free,
+    /// Without one since its mount ended. To ask it once more to let go of it is no error: umount(8) does.
+    Released,
+    /// With one.
+    Used(Loop),
 }
 
 struct Loop {
     disk: Disk,
     /// What the device was told, as it tells it.
     info: Vec<u8>,
+}
+
+impl Slot {
+    fn image(&self) -> Result<&Loop> {
+        match self {
+            Slot::Used(image) => Ok(image),
+            _ => Err(Errno::ENXIO),
+        }
+    }
+}
+
+impl Devices {
+    /// See [`Loops::disk`].
+    fn disk(&self, ino: Ino) -> Result<Disk> {
+        let number = Loops::number(ino).ok_or(Errno::ENOTBLK)?;
+        Ok(self.0.lock().get(&number).ok_or(Errno::ENXIO)?.image()?.disk.clone())
+    }
 }
 
 impl Loops {
@@ -78,17 +111,15 @@ impl Loops {
 
     /// The disk that a device shows. `ENXIO` if it has none.
     pub(crate) fn disk(&self, ino: Ino) -> Result<Disk> {
-        let number = Self::number(ino).ok_or(Errno::ENOTBLK)?;
-        let devices = self.devices.lock();
-        devices.get(&number).and_then(Option::as_ref).map(|device| device.disk.clone()).ok_or(Errno::ENXIO)
+        self.devices.disk(ino)
     }
 
     /// A mount of this device has ended: it lets go of its image, if it was told to.
     pub(crate) fn released(&self, ino: Ino) {
         let Some(number) = Self::number(ino) else { return };
-        if let Some(device) = self.devices.lock().get_mut(&number) {
-            if device.as_ref().is_some_and(|device| word32(&device.info, FLAGS) & AUTO_CLEAR != 0) {
-                *device = None;
+        if let Some(slot) = self.devices.0.lock().get_mut(&number) {
+            if slot.image().is_ok_and(|image| word32(&image.info, FLAGS) & AUTO_CLEAR != 0) {
+                *slot = Slot::Released;
             }
         }
     }
@@ -118,10 +149,7 @@ impl Filesystem for Loops {
     }
 
     fn open(&self, ino: Ino, _: OpenFlags) -> Result<Arc<dyn File>> {
-        match self.disk(ino) {
-            Ok(disk) => Ok(device_file(disk)?),
-            Err(_) => Ok(Arc::new(Empty)),
-        }
+        Ok(Arc::new(OpenLoop { devices: Arc::clone(&self.devices), ino }))
     }
 }
 
@@ -131,12 +159,50 @@ fn device_file(disk: Disk) -> Result<Arc<BlockFile>> {
     BlockDrive::new(Arc::new(disk), false).open(WHOLE, flags)
 }
 
-/// A device without an image, and the control device.
-struct Empty;
+/// An open device, or the control device. Its image may come and go while it is open.
+struct OpenLoop {
+    devices: Arc<Devices>,
+    ino: Ino,
+}
 
-impl File for Empty {
-    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
-        Ok(0)
+impl OpenLoop {
+    /// `None` if there is no image now.
+    fn image(&self) -> Result<Option<Arc<BlockFile>>> {
+        self.devices.disk(self.ino).ok().map(device_file).transpose()
+    }
+
+    fn present(&self) -> Result<Arc<BlockFile>> {
+        self.image()?.ok_or(Errno::ENXIO)
+    }
+}
+
+impl File for OpenLoop {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.image()?.map_or(Ok(0), |image| image.read_at(buf, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
+        self.image()?.ok_or(Errno::ENOSPC)?.write_at(buf, offset)
+    }
+
+    fn sync(&self, data_only: bool) -> Result<()> {
+        self.image()?.map_or(Ok(()), |image| image.sync(data_only))
+    }
+
+    fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
+        self.present()?.allocate(how, offset, len)
+    }
+
+    fn seek(&self, what: Seek, offset: u64) -> Result<u64> {
+        self.present()?.seek(what, offset)
+    }
+
+    fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
+        self.present()?.ioctl(ioctl)
+    }
+
+    fn is_direct(&self) -> bool {
+        true
     }
 }
 
@@ -147,7 +213,7 @@ pub(crate) fn install(view: &View) {
     if table.at(b"/dev/loop-control").is_some() {
         return;
     }
-    let loops = Arc::new(Loops { devices: Mutex::default(), time: Timestamp::now() });
+    let loops = Arc::new(Loops { devices: Arc::default(), time: Timestamp::now() });
     let control = mount(view, &loops, CONTROL, b"/dev/loop-control".to_vec());
     view.set_table(table.with(control).with(notes(view)));
 }
@@ -219,20 +285,30 @@ pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> 
             configure(call, loops, number, fd, config[8..].to_vec())
         }
         CLEAR_FD => {
-            // One that cleared itself when its mount ended is as clear as it can be: umount(8) asks all the same.
-            let mut devices = loops.devices.lock();
-            *devices.get_mut(&number).ok_or(Errno::ENXIO)? = None;
+            let is_mounted = call.view.table().mounts().iter().any(|mount| stands_on(mount, stand_in));
+            let mut devices = loops.devices.0.lock();
+            let slot = devices.get_mut(&number).ok_or(Errno::ENXIO)?;
+            match slot {
+                Slot::Free => return Err(Errno::ENXIO),
+                Slot::Released => *slot = Slot::Free,
+                // As `loop(4)` has it: it lets go when it is used no more.
+                Slot::Used(image) if is_mounted => {
+                    let flags = word32(&image.info, FLAGS) | AUTO_CLEAR;
+                    image.info[FLAGS..FLAGS + 4].copy_from_slice(&flags.to_ne_bytes());
+                }
+                Slot::Used(_) => *slot = Slot::Free,
+            }
             DONE
         }
         GET_STATUS => {
-            let devices = loops.devices.lock();
-            let device = devices.get(&number).and_then(Option::as_ref).ok_or(Errno::ENXIO)?;
+            let devices = loops.devices.0.lock();
+            let device = devices.get(&number).ok_or(Errno::ENXIO)?.image()?;
             call.task.write(argument, &device.info)?;
             DONE
         }
         GET_OLD_STATUS => {
-            let devices = loops.devices.lock();
-            let device = devices.get(&number).and_then(Option::as_ref).ok_or(Errno::ENXIO)?;
+            let devices = loops.devices.0.lock();
+            let device = devices.get(&number).ok_or(Errno::ENXIO)?.image()?;
             call.task.write(argument, &to_old(&device.info)?)?;
             DONE
         }
@@ -242,8 +318,8 @@ pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> 
             if command == SET_OLD_STATUS {
                 info = from_old(&info);
             }
-            let mut devices = loops.devices.lock();
-            let device = devices.get_mut(&number).and_then(Option::as_mut).ok_or(Errno::ENXIO)?;
+            let mut devices = loops.devices.0.lock();
+            let Some(Slot::Used(device)) = devices.get_mut(&number) else { return Err(Errno::ENXIO) };
             if word64(&info, OFFSET) != word64(&device.info, OFFSET)
                 || word64(&info, SIZE_LIMIT) != word64(&device.info, SIZE_LIMIT)
             {
@@ -268,12 +344,17 @@ pub(crate) fn ioctl(call: &Call<'_>, loops: &Arc<Loops>, stand_in: &StandIn) -> 
     }
 }
 
+/// Whether a mount is one of what is on a device.
+fn stands_on(mount: &Mount, device: &StandIn) -> bool {
+    mount.uses.iter().any(|node| node.mount.id == device.node.mount.id && node.ino == device.node.ino)
+}
+
 fn control(call: &Call<'_>, loops: &Arc<Loops>, command: u32, argument: i64) -> Outcome {
     let number = {
-        let mut devices = loops.devices.lock();
+        let mut devices = loops.devices.0.lock();
         match command {
             GET_FREE => {
-                let is_free = |number: &u32| devices.get(number).is_none_or(Option::is_none);
+                let is_free = |number: &u32| devices.get(number).is_none_or(|slot| slot.image().is_err());
                 let number = (0..MOST).find(is_free).ok_or(Errno::ENOSPC)?;
                 devices.entry(number).or_default();
                 number
@@ -284,15 +365,15 @@ fn control(call: &Call<'_>, loops: &Arc<Loops>, command: u32, argument: i64) -> 
                 if devices.contains_key(&number) {
                     return Err(Errno::EEXIST);
                 }
-                devices.insert(number, None);
+                devices.insert(number, Slot::Free);
                 number
             }
             REMOVE => {
                 let number = u32::try_from(argument).map_err(|_| Errno::EINVAL)?;
                 return match devices.get(&number) {
                     None => Err(Errno::ENODEV),
-                    Some(Some(_)) => Err(Errno::EBUSY),
-                    Some(None) => Ok(Answer::Value(number.into())),
+                    Some(Slot::Used(_)) => Err(Errno::EBUSY),
+                    Some(_) => Ok(Answer::Value(number.into())),
                 };
             }
             _ => return Err(Errno::ENOTTY),
@@ -337,16 +418,16 @@ fn configure(call: &Call<'_>, loops: &Arc<Loops>, number: u32, fd: i32, info: Ve
     let disk = disk.map_err(refused)?;
     let size = disk.size();
     let disk = part(&disk, &info, size)?;
-    let mut devices = loops.devices.lock();
-    let device = devices.entry(number).or_default();
-    if device.is_some() {
+    let mut devices = loops.devices.0.lock();
+    let slot = devices.entry(number).or_default();
+    if slot.image().is_ok() {
         return Err(Errno::EBUSY);
     }
     let mut before = vec![0; INFO];
     let name = &path[..path.len().min(63)];
     before[FILE_NAME..FILE_NAME + name.len()].copy_from_slice(name);
     let info = told(info, number, &before, &disk);
-    *device = Some(Loop { disk, info });
+    *slot = Slot::Used(Loop { disk, info });
     DONE
 }
 

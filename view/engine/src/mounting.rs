@@ -439,18 +439,33 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         return Err(Errno::ELOOP);
     }
     let table = call.view.table();
-    if table.mounts().iter().any(|other| other.id != mount.id && is_below(&other.target, &mount.target)) {
-        // What is mounted below would have to be moved too.
+    // With all that was mounted in it; what is older is hidden by it, and stays.
+    let younger = table.mounts().iter().skip_while(|other| other.id != mount.id);
+    let goes_along = |other: &&Arc<Mount>| {
+        let is_inside = other.target != mount.target && is_below(&other.target, &mount.target);
+        other.id == mount.id || (is_inside && !other.is_hidden)
+    };
+    let moving: Vec<Arc<Mount>> = younger.filter(goes_along).cloned().collect();
+    if moving.iter().any(|mount| is_busy(call.view, mount)) {
         return Err(Errno::EBUSY);
     }
-    if is_busy(call.view, &mount) {
-        return Err(Errno::EBUSY);
+    let stays = |other: &&Arc<Mount>| !moving.iter().any(|moving| moving.id == other.id);
+    let mut mounts: Vec<Arc<Mount>> = table.mounts().iter().filter(stays).cloned().collect();
+    for moving in &moving {
+        call.view.stand_ins.drop_mount(moving.id)?;
+        call.view.stand_ins.planes.end(moving);
+        let target = [&path, &moving.target[mount.target.len()..]].concat();
+        mounts.push(Arc::new(elsewhere(call.view, moving, target)));
     }
-    call.view.stand_ins.drop_mount(mount.id)?;
-    call.view.stand_ins.planes.end(&mount);
-    let moved = Mount {
-        id: call.view.new_mount_id(),
-        target: path,
+    call.view.set_table(Table::new(mounts));
+    Ok(())
+}
+
+/// A mount as it is at another place.
+fn elsewhere(view: &View, mount: &Mount, target: Vec<u8>) -> Mount {
+    Mount {
+        id: view.new_mount_id(),
+        target,
         type_name: mount.type_name.clone(),
         source: mount.source.clone(),
         options: mount.options.clone(),
@@ -476,9 +491,7 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         is_source: mount.is_source.load(Ordering::Acquire).into(),
         plane: Arc::default(),
         before: Arc::clone(&mount.before),
-    };
-    call.view.set_table(table.without(mount.id).with(Arc::new(moved)));
-    Ok(())
+    }
 }
 
 fn umount(call: &Call<'_>) -> Outcome {

@@ -241,7 +241,11 @@ pub(crate) fn existing(
     if truncates && attr.kind == Kind::File && attr.size > 0 && !kernel_cuts {
         let drop_set_id = !call.caller.on(&node.mount).is_root();
         let changes = SetAttr { size: Some(0), drop_set_id, ..SetAttr::default() };
-        guarded(|| node.tree().setattr(node.ino, &changes))?;
+        let cut = || guarded(|| node.tree().setattr(node.ino, &changes)).map(drop);
+        match call.view.stand_ins.known(node.mount.id, node.ino) {
+            Some(stand_in) => stand_in.resize(0, cut)?,
+            None => cut()?,
+        }
         if let Some(plane) = node.plane() {
             plane.written(node.ino, 0, 0);
         }
@@ -330,11 +334,13 @@ fn stand_in(
     if !flags.contains(OFlag::O_PATH) {
         call.view.watches.opened(&stand_in, driver_flags(flags).write);
     }
-    Ok(answer(stand_in.open(flags)?, flags))
+    let (fd, on_its_way) = stand_in.open(flags)?;
+    let close_on_exec = flags.contains(OFlag::O_CLOEXEC);
+    Ok(Answer::Fd { fd, close_on_exec, on_its_way: Some(on_its_way) })
 }
 
 fn answer(fd: OwnedFd, flags: OFlag) -> Answer {
-    Answer::Fd { fd, close_on_exec: flags.contains(OFlag::O_CLOEXEC) }
+    Answer::Fd { fd, close_on_exec: flags.contains(OFlag::O_CLOEXEC), on_its_way: None }
 }
 
 /// Opens a name that is not there.

@@ -60,7 +60,8 @@ pub(crate) fn open(call: &Call<'_>, path: &[u8], flags: OFlag) -> Result<Option<
     let memory = HostFile::from(raw::memory_file(c"proc")?);
     (&memory).write_all(&text).map_err(errno)?;
     let read_only = HostFile::open(format!("/proc/self/fd/{}", memory.as_raw_fd())).map_err(errno)?;
-    Ok(Some(Answer::Fd { fd: OwnedFd::from(read_only), close_on_exec: flags.contains(OFlag::O_CLOEXEC) }))
+    let close_on_exec = flags.contains(OFlag::O_CLOEXEC);
+    Ok(Some(Answer::Fd { fd: OwnedFd::from(read_only), close_on_exec, on_its_way: None }))
 }
 
 fn host_text(path: &[u8]) -> Result<Vec<u8>> {

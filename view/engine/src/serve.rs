@@ -172,7 +172,7 @@ impl Source {
             return;
         }
         let outcome = decide(view, notification);
-        if matches!(outcome, Ok(Answer::Chdir(_) | Answer::Exec(_) | Answer::Grow(..))) {
+        if matches!(outcome, Ok(Answer::Chdir(..) | Answer::Exec(_) | Answer::Grow(..))) {
             // The task is waited for.
             stand_aside();
         }
@@ -180,7 +180,7 @@ impl Source {
         let sent = match outcome {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
             Ok(Answer::Value(value)) => self.with(|listener| listener.value(id, value)),
-            Ok(Answer::Fd { fd, close_on_exec }) => {
+            Ok(Answer::Fd { fd, close_on_exec, on_its_way: _on_its_way }) => {
                 let give =
                     |_| self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop);
                 if view.must_grow() {
@@ -190,7 +190,7 @@ impl Source {
                     give(false)
                 }
             }
-            Ok(Answer::Chdir(fd)) => self.chdir(view, notification, &fd),
+            Ok(Answer::Chdir(fd, _on_its_way)) => self.chdir(view, notification, &fd),
             Ok(Answer::Exec(plan)) => self.exec(view, notification, &plan),
             Ok(Answer::Grow(level, meanwhile)) => {
                 crate::grow::to(view, level, task.0, |stops| match meanwhile {
@@ -220,7 +220,7 @@ impl Source {
     fn chdir(&self, view: &View, notification: &Notification, fd: &OwnedFd) -> Result<()> {
         let number = self.with(|listener| listener.install(notification.id, fd.as_fd(), true))?;
         let _stopping = view.stopping.read();
-        let attached = Attached::new(notification.tid)?;
+        let attached = attach(notification.tid)?;
         self.fail(notification.id, RESTART)?;
         let mut stopped = attached.wait()?;
         let moved = if stopped.stands_at(notification.number) {
@@ -243,7 +243,13 @@ impl Source {
         }
         plan.settle(&numbers)?;
         let _stopping = view.stopping.read();
-        let attached = Attached::new(notification.tid)?;
+        let attached = match attach(notification.tid) {
+            // Somebody in the view traces it: the descriptors are gone with the program that is there now.
+            Err(Errno::EPERM) if plan.is_the_hosts() => {
+                return self.with(|listener| listener.go_on(notification.id));
+            }
+            attached => attached?,
+        };
         self.fail(notification.id, RESTART)?;
         let mut stopped = attached.wait()?;
         if stopped.stands_at(notification.number) {
@@ -260,6 +266,20 @@ impl Source {
             stopped.call(libc::SYS_close as u32, [number as u64, 0, 0, 0, 0, 0])?;
         }
         Ok(())
+    }
+}
+
+/// Attaches a task that waits for an answer. Another thread of ours may still be letting it go.
+fn attach(tid: Pid) -> Result<Attached> {
+    let mut tries = 0;
+    loop {
+        match Attached::new(tid) {
+            Err(Errno::EPERM) if tries < 500 && crate::grow::is_traced_by_us(tid) => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            attached => return attached,
+        }
     }
 }
 
@@ -351,7 +371,7 @@ fn report(view: &View, call: &Call<'_>, outcome: &Outcome) {
         Ok(Answer::GoOn) => "host".to_string(),
         Ok(Answer::Value(value)) => format!("= {value}"),
         Ok(Answer::Fd { .. }) => "= descriptor".into(),
-        Ok(Answer::Chdir(_)) => "= into a virtual directory".into(),
+        Ok(Answer::Chdir(..)) => "= into a virtual directory".into(),
         Ok(Answer::Exec(_)) => "= a virtual program".into(),
         Ok(Answer::Grow(_, Meanwhile::GoOn | Meanwhile::Again)) => {
             "host; from now on all that concerns mounts is caught".into()

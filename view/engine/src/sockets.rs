@@ -1,11 +1,12 @@
 //! Sockets and fifos in virtual trees.
 //!
-//! A socket's name is a node of the tree; behind it is an abstract address that belongs to the node, so `bind(2)` and
-//! `connect(2)` meet. The engine makes the call itself, on a copy of the task's descriptor, which is the same socket. A fifo's
-//! node has a real fifo without a name.
+//! A socket's name is a node of the tree; behind it is an abstract address that belongs to the node, so `bind(2)`,
+//! `connect(2)` and those who send without connecting meet. The engine makes the call itself, on a copy of the task's descriptor, which is the
+//! same socket. A fifo's node has a real fifo without a name.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};
 use nix::libc;
+use nix::sys::socket::sockopt::SockType as TypeOption;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockType, UnixAddr, UnixCredentials, getsockopt, sendmsg};
 use nix::sys::stat::Mode;
 use veduta_api::{Device, Ino, Interrupt, Kind, Result};
 use veduta_trace::raw::{self, Argument};
@@ -27,70 +30,277 @@ use crate::walk::{Limits, Place};
 const FAMILY: usize = 2;
 /// Bytes of a path in `struct sockaddr_un`, without the NUL.
 const ROOM: usize = 107;
+/// Bytes; no message to a named socket is longer, since it does not come in parts.
+const MOST_DATA: usize = 8 << 20;
+/// Bytes of all that goes with a message: twice what the kernel takes.
+const MOST_CONTROL: usize = 64 << 10;
+/// Bytes of `struct cmsghdr`.
+const CONTROL_HEAD: usize = 16;
 
-/// `bind` and `connect`.
+/// `bind`, `connect`, and the calls that send to an address.
 pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
-    let [_, address, len, ..] = call.args;
-    if !(3..=110).contains(&len) {
-        return Ok(Answer::GoOn);
+    let args = call.args;
+    match name {
+        "sendto" => send(call, args[4], args[5] as usize, || {
+            let mut data = vec![0; (args[2] as usize).min(MOST_DATA)];
+            call.task.read(args[1], &mut data)?;
+            Ok(Message { data, flags: call.int(3), rights: Vec::new(), credentials: None })
+        }),
+        // Of several messages the first is sent: its sender goes on with the others.
+        "sendmsg" | "sendmmsg" => {
+            if name == "sendmmsg" && args[2] == 0 {
+                return Ok(Answer::GoOn);
+            }
+            let header: [u8; 56] = call.task.read_array(args[1])?;
+            let flags = call.int(if name == "sendmsg" { 2 } else { 3 });
+            let sent = send(call, word(&header, 0), word(&header, 8) as u32 as usize, || {
+                message(call, &header, flags)
+            })?;
+            match (name, sent) {
+                ("sendmmsg", Answer::Value(sent)) => {
+                    call.task.write(args[1] + 56, &(sent as u32).to_ne_bytes())?;
+                    Ok(Answer::Value(1))
+                }
+                (_, sent) => Ok(sent),
+            }
+        }
+        _ => {
+            let Some(path) = unix_path(call, args[1], args[2] as usize)? else { return Ok(Answer::GoOn) };
+            if name == "bind" {
+                return bind(call, &path);
+            }
+            match reach(call, &path)? {
+                Some(address) => address.with(call, |bytes| on_socket(call, bytes)),
+                None => Ok(Answer::GoOn),
+            }
+        }
     }
-    let mut bytes = vec![0; len as usize];
+}
+
+/// The path in an address of a task, if the socket is one that has paths.
+fn unix_path(call: &Call<'_>, address: u64, len: usize) -> Result<Option<Vec<u8>>> {
+    if address == 0 || !(3..=110).contains(&len) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len];
     call.task.read(address, &mut bytes)?;
-    if i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) != libc::AF_UNIX || bytes[FAMILY] == 0 {
-        return Ok(Answer::GoOn);
+    let family = i32::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+    if family != libc::AF_UNIX || bytes[FAMILY] == 0 || !is_unix(call) {
+        return Ok(None);
     }
-    if !is_unix(call) {
-        return Ok(Answer::GoOn);
+    Ok(bytes[FAMILY..].split(|byte| *byte == 0).next().map(<[u8]>::to_vec))
+}
+
+/// An address by which the kernel finds what a task means.
+struct Address {
+    bytes: Vec<u8>,
+    /// The directory that the path in it is relative to; an absolute path or none needs none.
+    directory: Option<Vec<u8>>,
+    /// It is a path of the host: the rights of the caller count.
+    is_path: bool,
+}
+
+impl Address {
+    /// Of a node, which no other node and no other view has.
+    fn of_node(mount: u32, ino: u64) -> Self {
+        let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+        bytes.push(0);
+        bytes.extend(format!("veduta/{}/{mount}/{ino}", std::process::id()).into_bytes());
+        Self { bytes, directory: None, is_path: false }
     }
-    let path = bytes[FAMILY..].split(|byte| *byte == 0).next().unwrap_or_default();
-    let path_given = path;
-    let binds = name == "bind";
-    let found = match call.find_path(libc::AT_FDCWD as u64, path, !binds, false, Limits::default())? {
+
+    /// Of a path of the host, which the caller gave as `given`. An address has little room, and others see it: so a path is given relative to
+    /// the caller's own directory if it was, or to that of the name if there is no room for more.
+    fn of_path(path: &[u8], given: &[u8]) -> Result<Self> {
+        let above = path.strip_suffix(given).and_then(|above| above.strip_suffix(b"/"));
+        let (directory, name) = match above {
+            Some(above) if !given.starts_with(b"/") => (Some(above.to_vec()), given),
+            _ if path.len() > ROOM => {
+                let (above, name) = crate::mounts::split(path);
+                (Some(above.to_vec()), name)
+            }
+            _ => (None, path),
+        };
+        if name.len() > ROOM {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+        bytes.extend_from_slice(name);
+        bytes.push(0);
+        Ok(Self { bytes, directory, is_path: true })
+    }
+
+    /// Does something with it, where it means what it is to mean.
+    fn with<T>(&self, call: &Call<'_>, work: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        if !self.is_path {
+            return work(&self.bytes);
+        }
+        // The thread has a working directory of its own.
+        let back = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        crate::host::as_caller(call, || {
+            if let Some(directory) = &self.directory {
+                nix::unistd::chdir(OsStr::from_bytes(crate::mounts::shown(directory)))?;
+            }
+            let done = work(&self.bytes);
+            nix::unistd::fchdir(&back)?;
+            done
+        })
+    }
+}
+
+fn bind(call: &Call<'_>, path: &[u8]) -> Outcome {
+    let found = match call.find_path(libc::AT_FDCWD as u64, path, false, false, Limits::default())? {
         Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     match (&found.place, &found.parent) {
-        (Some(Place::Tree(..)), _) if binds => Err(Errno::EADDRINUSE),
-        (Some(place @ Place::Tree(node, attr)), _) => {
-            if attr.kind != Kind::Socket {
-                return Err(Errno::ECONNREFUSED);
-            }
-            call.may(place, WRITE)?;
-            if node.mount.of_host {
-                let path = node.shows().ok_or(Errno::ECONNREFUSED)?;
-                return on_path(call, &path, path_given);
-            }
-            on_socket(call, &abstract_address(node.mount.id, attr.st_ino))
-        }
-        (None, Some(parent @ Place::Tree(directory, above))) if binds => {
+        (Some(Place::Tree(..)), _) => Err(Errno::EADDRINUSE),
+        (None, Some(parent @ Place::Tree(directory, above))) => {
             call.writable(parent)?;
             call.may(parent, WRITE | EXECUTE)?;
-            if let (true, Some(mut path)) = (directory.mount.of_host, directory.shows()) {
-                path.push(b'/');
-                path.extend_from_slice(&found.name);
-                return on_path(call, &path, path_given);
+            if let (true, Some(mut real)) = (directory.mount.of_host, directory.shows()) {
+                real.push(b'/');
+                real.extend_from_slice(&found.name);
+                return Address::of_path(&real, path)?.with(call, |bytes| on_socket(call, bytes));
             }
             let new = crate::open::new_node(call, directory, above, Kind::Socket, 0o777, Device::default())?;
             let name = OsStr::from_bytes(&found.name);
             let entry = guarded(|| directory.tree().mknod(directory.ino, name, &new))?;
             let _node = Node::child(directory, name, &entry);
-            let bound = on_socket(call, &abstract_address(directory.mount.id, entry.attr.st_ino));
+            let bound = on_socket(call, &Address::of_node(directory.mount.id, entry.attr.st_ino).bytes);
             if bound.is_err() {
                 guarded(|| directory.tree().unlink(directory.ino, name))?;
             }
             bound
         }
-        (None, Some(Place::Tree(..))) => Err(Errno::ENOENT),
         _ if found.direct => Ok(Answer::GoOn),
-        (place, parent) => {
-            let real = match (place, parent) {
-                (Some(place), _) => place.path(),
-                (None, Some(parent)) => [&parent.path(), b"/".as_slice(), &found.name].concat(),
-                (None, None) => return Err(Errno::ENOENT),
-            };
-            on_path(call, &real, path_given)
+        (Some(place), _) => Address::of_path(&place.path(), path)?.with(call, |bytes| on_socket(call, bytes)),
+        (None, Some(parent)) => {
+            let real = [&parent.path(), b"/".as_slice(), &found.name].concat();
+            Address::of_path(&real, path)?.with(call, |bytes| on_socket(call, bytes))
         }
+        (None, None) => Err(Errno::ENOENT),
     }
+}
+
+/// How the socket at a path is reached; `None` if the kernel finds it.
+fn reach(call: &Call<'_>, path: &[u8]) -> Result<Option<Address>> {
+    let found = match call.find_path(libc::AT_FDCWD as u64, path, true, false, Limits::default())? {
+        Target::PlainlyHost(_) => return Ok(None),
+        Target::Found(found) => found,
+    };
+    match &found.place {
+        Some(place @ Place::Tree(node, attr)) => {
+            if attr.kind != Kind::Socket {
+                return Err(Errno::ECONNREFUSED);
+            }
+            call.may(place, WRITE)?;
+            if node.mount.of_host {
+                let real = node.shows().ok_or(Errno::ECONNREFUSED)?;
+                return Address::of_path(&real, path).map(Some);
+            }
+            Ok(Some(Address::of_node(node.mount.id, attr.st_ino)))
+        }
+        _ if found.direct => Ok(None),
+        Some(place) => Address::of_path(&place.path(), path).map(Some),
+        None => Err(Errno::ENOENT),
+    }
+}
+
+/// What a task sends.
+struct Message {
+    data: Vec<u8>,
+    flags: i32,
+    rights: Vec<OwnedFd>,
+    credentials: Option<UnixCredentials>,
+}
+
+/// Sends what `message` fetches to an address of the task, if the kernel would not find it.
+fn send(call: &Call<'_>, address: u64, len: usize, message: impl FnOnce() -> Result<Message>) -> Outcome {
+    let Some(path) = unix_path(call, address, len)? else { return Ok(Answer::GoOn) };
+    let fd = crate::serve::descriptor(call.task, call.int(0)).map_err(|_| Errno::EBADF)?;
+    // One that is connected says so before it looks where to.
+    if getsockopt(&fd, TypeOption)? == SockType::Stream {
+        return Ok(Answer::GoOn);
+    }
+    let Some(address) = reach(call, &path)? else { return Ok(Answer::GoOn) };
+    let message = message()?;
+    let waits = message.flags & libc::MSG_DONTWAIT == 0
+        && !crate::call::status_flags(&fd)?.contains(OFlag::O_NONBLOCK);
+    let flags = MsgFlags::from_bits_retain(message.flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    let rights: Vec<i32> = message.rights.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control = Vec::new();
+    if !rights.is_empty() {
+        control.push(ControlMessage::ScmRights(&rights));
+    }
+    control.extend(message.credentials.as_ref().map(ControlMessage::ScmCredentials));
+    let parts = [IoSlice::new(&message.data)];
+    let sent = address.with(call, |bytes| {
+        let name = &bytes[FAMILY..];
+        let to = match name.split_first() {
+            Some((0, name)) => UnixAddr::new_abstract(name)?,
+            _ => UnixAddr::new(OsStr::from_bytes(name.strip_suffix(b"\0").unwrap_or(name)))?,
+        };
+        loop {
+            match sendmsg(fd.as_raw_fd(), &parts, &control, flags, Some(&to)) {
+                Err(Errno::EAGAIN) if waits => Interrupt::current().sleep(Duration::from_millis(2))?,
+                sent => return sent,
+            }
+        }
+    })?;
+    Ok(Answer::Value(sent as i64))
+}
+
+/// What a `struct msghdr` of a task says is to be sent.
+fn message(call: &Call<'_>, header: &[u8], flags: i32) -> Result<Message> {
+    let (parts, count) = (word(header, 16), word(header, 24));
+    if count > 1024 {
+        return Err(Errno::EMSGSIZE);
+    }
+    let mut vector = vec![0; count as usize * 16];
+    call.task.read(parts, &mut vector)?;
+    let mut data = Vec::new();
+    for part in vector.chunks_exact(16) {
+        let start = data.len();
+        let len = usize::try_from(word(part, 8)).unwrap_or(usize::MAX);
+        data.resize(start.saturating_add(len).min(MOST_DATA), 0);
+        call.task.read(word(part, 0), &mut data[start..])?;
+    }
+    let mut control = vec![0; (word(header, 40) as usize).min(MOST_CONTROL)];
+    call.task.read(word(header, 32), &mut control)?;
+    let mut message = Message { data, flags, rights: Vec::new(), credentials: None };
+    // Each has a length that is at least that of its head, so the rest gets shorter.
+    let mut rest = control.as_slice();
+    while rest.len() >= CONTROL_HEAD {
+        let len = usize::try_from(word(rest, 0)).unwrap_or(usize::MAX);
+        let body = rest.get(CONTROL_HEAD..len).ok_or(Errno::EINVAL)?;
+        let kind = word(rest, 8).to_ne_bytes();
+        let [level, kind] =
+            [&kind[..4], &kind[4..]].map(|half| half.try_into().map_or(0, i32::from_ne_bytes));
+        let number =
+            |at: usize| body.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for at in (0..body.len() / 4 * 4).step_by(4) {
+                    let fd = number(at).ok_or(Errno::EINVAL)?;
+                    message.rights.push(crate::serve::descriptor(call.task, fd).map_err(|_| Errno::EBADF)?);
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                let [pid, uid, gid] =
+                    [number(0), number(4), number(8)].map(|number| number.ok_or(Errno::EINVAL));
+                let said = libc::ucred { pid: pid?, uid: uid? as u32, gid: gid? as u32 };
+                message.credentials = Some(said.into());
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+    }
+    Ok(message)
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes)
 }
 
 /// Whether the descriptor is a socket of the family that has paths; what the kernel says of others is right.
@@ -101,44 +311,6 @@ fn is_unix(call: &Call<'_>) -> bool {
         [Argument::Value(fd.as_raw_fd() as u64), Argument::Output(&mut name), Argument::Output(&mut len)];
     raw::call(libc::SYS_getsockname as u32, &mut arguments).is_ok()
         && i32::from(u16::from_ne_bytes([name[0], name[1]])) == libc::AF_UNIX
-}
-
-/// Makes the call with a path of the host, which the caller gave as `given`. An address has little room, and others see it: so a
-/// path is given relative to the caller's own directory if it was, or to that of the name if there is no room for more.
-fn on_path(call: &Call<'_>, path: &[u8], given: &[u8]) -> Outcome {
-    let above = path.strip_suffix(given).and_then(|above| above.strip_suffix(b"/"));
-    let (directory, name) = match above {
-        Some(above) if !given.starts_with(b"/") => (Some(above), given),
-        _ if path.len() > ROOM => {
-            let (above, name) = crate::mounts::split(path);
-            (Some(above), name)
-        }
-        _ => (None, path),
-    };
-    if name.len() > ROOM {
-        return Err(Errno::ENAMETOOLONG);
-    }
-    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    address.extend_from_slice(name);
-    address.push(0);
-    // The thread has a working directory of its own.
-    let back = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    crate::host::as_caller(call, || {
-        if let Some(directory) = directory {
-            nix::unistd::chdir(OsStr::from_bytes(crate::mounts::shown(directory)))?;
-        }
-        let done = on_socket(call, &address);
-        nix::unistd::fchdir(&back)?;
-        done
-    })
-}
-
-/// An address that no other node and no other view has.
-fn abstract_address(mount: u32, ino: u64) -> Vec<u8> {
-    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-    address.push(0);
-    address.extend(format!("veduta/{}/{mount}/{ino}", std::process::id()).into_bytes());
-    address
 }
 
 /// Makes the task's call with another address.
@@ -179,7 +351,7 @@ pub(crate) fn open_fifo(call: &Call<'_>, node: &Arc<Node>, flags: OFlag) -> Outc
         }
         fcntl(&fd, FcntlArg::F_SETFL(access))?;
     }
-    Ok(Answer::Fd { fd, close_on_exec: flags.contains(OFlag::O_CLOEXEC) })
+    Ok(Answer::Fd { fd, close_on_exec: flags.contains(OFlag::O_CLOEXEC), on_its_way: None })
 }
 
 /// Whether somebody has the other end of a fifo open: then there is nothing to copy from it yet, or something; else it has ended.

@@ -56,13 +56,24 @@ pub(crate) struct StandIn {
     /// Somebody has a descriptor that the kernel does not count: `O_PATH`.
     uncounted: AtomicBool,
     /// For directories.
-    pub listing: Mutex<Listing>,
+    pub listings: Mutex<Listings>,
     /// Whoever uses the position of a description of it.
     pub turn: Mutex<()>,
     /// Writers must not keep set-id bits.
     pub set_id: AtomicBool,
     /// When it was made, as the count of stand-ins before.
     age: u64,
+    /// How many descriptors of it have arrived at a process.
+    arrived: AtomicU64,
+}
+
+/// A descriptor of a stand-in is on its way to a process: dropped when it has arrived.
+pub(crate) struct OnItsWay(Arc<StandIn>);
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.0.arrived.fetch_add(1, Ordering::Release);
+    }
 }
 
 #[derive(Default)]
@@ -79,13 +90,25 @@ struct Memory {
     stores: bool,
 }
 
-/// How far a directory has been listed, and from where it goes on at each position.
+/// Who lists a directory (see `directory.rs`).
 #[derive(Default)]
+pub(crate) struct Listings {
+    /// Each from the beginning on; the one that was used last is at the end.
+    pub known: Vec<Listing>,
+    /// How many blocks of numbers were given out.
+    pub blocks: u64,
+}
+
+/// A directory being listed: how far, and from where it goes on at each position.
 pub(crate) struct Listing {
+    /// The blocks that its positions are numbers of, in rising order.
+    pub blocks: Vec<u64>,
     /// The tree's own open directory.
     pub open: Option<Arc<dyn Directory>>,
-    /// Entry `n` of the listing is found from position `cookies[n]` on.
+    /// Entry `n` of the listing is found from position `cookies[n]` of the tree on.
     pub cookies: Vec<u64>,
+    /// It was listed to its end.
+    pub ended: bool,
 }
 
 impl StandIn {
@@ -103,10 +126,11 @@ impl StandIn {
             files: Mutex::default(),
             memory: Mutex::default(),
             uncounted: AtomicBool::new(false),
-            listing: Mutex::default(),
+            listings: Mutex::default(),
             turn: Mutex::default(),
             set_id: AtomicBool::new(false),
             age,
+            arrived: AtomicU64::new(0),
         }
     }
 
@@ -119,8 +143,8 @@ impl StandIn {
         self.fd.as_ref().ok_or(Errno::EBADF)
     }
 
-    /// A descriptor for a process, as `open(2)` with these flags gives it.
-    pub(crate) fn open(&self, flags: OFlag) -> Result<OwnedFd> {
+    /// A descriptor for a process, as `open(2)` with these flags gives it. The second is kept until the process has it.
+    pub(crate) fn open(self: &Arc<Self>, flags: OFlag) -> Result<(OwnedFd, OnItsWay)> {
         let kept = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_SYNC | OFlag::O_DSYNC | OFlag::O_ACCMODE;
         let mut flags = if flags.contains(OFlag::O_PATH) {
             self.uncounted.store(true, Ordering::Relaxed);
@@ -130,7 +154,8 @@ impl StandIn {
             flags & kept
         };
         flags |= OFlag::O_CLOEXEC;
-        open(format!("/proc/self/fd/{}", self.fd()?.as_raw_fd()).as_str(), flags, Mode::empty())
+        let path = format!("/proc/self/fd/{}", self.fd()?.as_raw_fd());
+        Ok((open(path.as_str(), flags, Mode::empty())?, OnItsWay(Arc::clone(self))))
     }
 
     /// The driver's open file. Opened for writing if that is asked for, and from then on for all.
@@ -156,13 +181,30 @@ impl StandIn {
         self.fd().and_then(|fd| fd.metadata().map_err(errno)).map_or(0, |data| data.size())
     }
 
-    /// The file has this size now.
-    pub(crate) fn set_size(&self, size: u64) {
-        let Some(fd) = &self.fd else { return };
-        if self.kind == Kind::Directory || self.size() == size {
+    /// Somebody found the file to have this size. If that is news here, the tree is asked once more, with writers kept out: what they
+    /// added since must not be cut off.
+    pub(crate) fn hear_size(&self, size: u64) {
+        if self.kind == Kind::Directory || self.is_native() || self.size() == size {
             return;
         }
-        self.memory.lock().valid.cut(size.next_multiple_of(PAGE));
+        let mut memory = self.memory.lock();
+        if let Ok(attr) = self.node.attr() {
+            self.set_size(&mut memory, attr.size);
+        }
+    }
+
+    /// Gives the file a size, which `work` does in the tree: at one time with what is in memory, or mappings that are written back would bring
+    /// back what was cut off.
+    pub(crate) fn resize(&self, size: u64, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut memory = self.memory.lock();
+        work()?;
+        self.set_size(&mut memory, size);
+        Ok(())
+    }
+
+    fn set_size(&self, memory: &mut Memory, size: u64) {
+        let Some(fd) = &self.fd else { return };
+        memory.valid.cut(size.next_multiple_of(PAGE));
         if fd.set_len(size).is_err() {
             tracing::warn!(size, "the memory file of a virtual file cannot have this size");
         }
@@ -264,7 +306,10 @@ impl StandIn {
 
     /// Writes what shared mappings have stored to the driver.
     pub(crate) fn write_back(&self) -> Result<()> {
-        let memory = self.memory.lock();
+        self.write_back_locked(&self.memory.lock())
+    }
+
+    fn write_back_locked(&self, memory: &Memory) -> Result<()> {
         if !memory.stores {
             return Ok(());
         }
@@ -303,11 +348,14 @@ impl StandIn {
         }
     }
 
-    /// The driver changed the content of a range itself: what is in memory of it is read again.
-    pub(crate) fn changed_beneath(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
+    /// `fallocate(2)`: the driver changes the content of a range itself, and what is in memory of it is read again.
+    pub(crate) fn allocate(&self, how: veduta_api::Allocate, offset: u64, len: u64) -> Result<()> {
         use veduta_api::Allocate::{Collapse, Extend, Insert, KeepSize, PunchHole, ZeroRange};
-        self.tell_kernel(0, 0);
         let mut memory = self.memory.lock();
+        self.write_back_locked(&memory)?;
+        let file = self.file(true)?;
+        guarded(|| file.allocate(how, offset, len))?;
+        self.tell_kernel(0, 0);
         if memory.valid.is_empty() || matches!(how, Extend | KeepSize) {
             return Ok(());
         }
@@ -317,7 +365,6 @@ impl StandIn {
         let end = if matches!(how, Collapse | Insert) { size } else { (offset + len).min(size) };
         debug_assert!(matches!(how, Collapse | Insert | PunchHole | ZeroRange { .. }));
         let ranges: Vec<_> = memory.valid.iter().cloned().collect();
-        let file = self.file(false)?;
         let mut buf = vec![0; CHUNK as usize];
         for range in ranges {
             let (mut at, stop) = (range.start.max(offset), range.end.min(end));
@@ -473,7 +520,7 @@ impl StandIns {
         if let Some(known) = by_node.get(&(node.mount.id, node.ino)) {
             let known = Arc::clone(known);
             drop(by_node);
-            known.set_size(size);
+            known.hear_size(size);
             return Ok(known);
         }
         drop(by_node);
@@ -544,30 +591,35 @@ impl StandIns {
     }
 
     /// Lets go of directories, and of files opened with `O_PATH`, that no process has open or is in. The kernel does not tell that, so
-    /// descriptors and working directories of all processes are looked at; twice, for one that is handed on meanwhile. Those in
-    /// a socket, on their way from one process to another, are not seen: the newest stay.
+    /// descriptors and working directories of all processes are looked at. One that arrived at a process since we began to look, or is
+    /// on its way, stays. Those in a socket, on their way from one process to another, are not seen: the newest stay.
     fn collect_uncounted(&self) {
         let _collecting = self.collecting.lock();
         const NEWEST: u64 = 32;
         let young = self.made.load(Ordering::Relaxed).saturating_sub(NEWEST);
-        let (first, second) = (in_use(), in_use());
-        let is_old = |stand_in: &&Arc<StandIn>| {
+        let is_candidate = |stand_in: &&Arc<StandIn>| {
             stand_in.age < young
-                && match stand_in.kind {
-                    Kind::Directory => !first.0.contains(&stand_in.age) && !second.0.contains(&stand_in.age),
-                    _ if stand_in.uncounted.load(Ordering::Relaxed) => {
-                        !first.1.contains(&stand_in.key)
-                            && !second.1.contains(&stand_in.key)
-                            && stand_in.is_closed()
-                    }
-                    _ => false,
-                }
+                && (stand_in.kind == Kind::Directory || stand_in.uncounted.load(Ordering::Relaxed))
         };
-        let unused: Vec<_> = self.by_key.read().values().filter(is_old).cloned().collect();
-        for stand_in in unused {
+        let candidates: Vec<_> = self
+            .by_key
+            .read()
+            .values()
+            .filter(is_candidate)
+            .map(|stand_in| (Arc::clone(stand_in), stand_in.arrived.load(Ordering::Acquire)))
+            .collect();
+        let Some((directories, files)) = in_use() else { return };
+        for (stand_in, arrived) in candidates {
+            let is_used = match stand_in.kind {
+                Kind::Directory => directories.contains(&stand_in.age),
+                _ => files.contains(&stand_in.key) || !stand_in.is_closed(),
+            };
+            if is_used {
+                continue;
+            }
             let mut by_node = self.by_node.lock();
             // As in `collect`.
-            if Arc::strong_count(&stand_in) > 3 {
+            if Arc::strong_count(&stand_in) > 3 || stand_in.arrived.load(Ordering::Acquire) != arrived {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
@@ -607,8 +659,11 @@ fn directory_prefix() -> String {
     format!(".veduta-{}-", std::process::id())
 }
 
-/// The numbers of the directories that processes have open or are in, and the memory files that they have open.
-fn in_use() -> (HashSet<u64>, HashSet<Key>) {
+/// The numbers of the directories that processes have open or are in, and the memory files that they have open. Processes that are
+/// made meanwhile have what their makers had, so they are looked at too, until there are no new ones; `None` if they are made faster than
+/// that.
+fn in_use() -> Option<(HashSet<u64>, HashSet<Key>)> {
+    const ROUNDS: usize = 100;
     let prefix = directory_prefix();
     let memory_files = std::cell::RefCell::new(HashSet::new());
     let number = |link: PathBuf| -> Option<u64> {
@@ -621,14 +676,22 @@ fn in_use() -> (HashSet<u64>, HashSet<Key>) {
         text.file_name()?.to_str()?.strip_prefix(&prefix)?.strip_suffix(" (deleted)")?.parse().ok()
     };
     let entries = |path: String| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut used = HashSet::new();
-    for pid in crate::grow::processes() {
-        used.extend(entries(format!("/proc/{pid}/fd")).filter_map(|entry| number(entry.path())));
-        for task in entries(format!("/proc/{pid}/task")) {
-            used.extend(["cwd", "root"].into_iter().filter_map(|link| number(task.path().join(link))));
+    let (mut used, mut seen, mut quiet) = (HashSet::new(), HashSet::new(), 0);
+    for _ in 0..ROUNDS {
+        let new: Vec<_> = crate::grow::processes().into_iter().filter(|pid| seen.insert(*pid)).collect();
+        // Twice: one whose parent ends at that moment may not be listed.
+        quiet = if new.is_empty() { quiet + 1 } else { 0 };
+        if quiet == 2 {
+            return Some((used, memory_files.into_inner()));
+        }
+        for pid in new {
+            used.extend(entries(format!("/proc/{pid}/fd")).filter_map(|entry| number(entry.path())));
+            for task in entries(format!("/proc/{pid}/task")) {
+                used.extend(["cwd", "root"].into_iter().filter_map(|link| number(task.path().join(link))));
+            }
         }
     }
-    (used, memory_files.into_inner())
+    None
 }
 
 fn memory_file(node: &Arc<Node>, size: u64) -> Result<HostFile> {

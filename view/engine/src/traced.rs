@@ -189,12 +189,12 @@ fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
         Ok(Answer::GoOn | Answer::Grow(_, Meanwhile::GoOn | Meanwhile::Again)) => tracer.resume(tid, 0),
         Ok(Answer::Value(value) | Answer::Grow(_, Meanwhile::Value(value))) => tracer.value(tid, value),
         Err(errno) => tracer.value(tid, -(errno as i64)),
-        Ok(Answer::Fd { fd, close_on_exec }) => tracer.instead(tid, |stopped| {
+        Ok(Answer::Fd { fd, close_on_exec, on_its_way: _on_its_way }) => tracer.instead(tid, |stopped| {
             let number = stopped.give(fd.as_fd(), close_on_exec)?;
             stopped.set_result(number.into());
             Ok(())
         }),
-        Ok(Answer::Chdir(fd)) => tracer.instead(tid, |stopped| {
+        Ok(Answer::Chdir(fd, _on_its_way)) => tracer.instead(tid, |stopped| {
             let number = stopped.give(fd.as_fd(), true)? as u64;
             let moved = stopped.call(libc::SYS_fchdir as u32, [number, 0, 0, 0, 0, 0]);
             stopped.call(libc::SYS_close as u32, [number, 0, 0, 0, 0, 0])?;

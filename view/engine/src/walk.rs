@@ -306,14 +306,23 @@ impl Walker<'_> {
         }
         let mut node = Node::root(mount);
         let mut attr = node.attr()?;
-        for name in rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-            (node, attr) = match node.inner_mount(name) {
+        let mut names = rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        while let Some(name) = names.next() {
+            let (child, below) = match node.inner_mount(name) {
                 Some(inner) => {
                     let attr = inner.attr()?;
                     (inner, attr)
                 }
                 None => node.lookup(name)?,
             };
+            if let Some(mut real) = child.pseudo(&below, &attr) {
+                for name in names {
+                    real.push(b'/');
+                    real.extend_from_slice(name);
+                }
+                return Ok(Place::Host(real));
+            }
+            (node, attr) = (child, below);
         }
         Ok(Place::Tree(node, attr))
     }

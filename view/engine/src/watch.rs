@@ -23,7 +23,19 @@ struct Served {
 /// How long a signal waits for a call. Those that may wait for other processes end soon, as the kernel's do. All others a filesystem of
 /// the kernel ends only with its work, and programs do not expect `EINTR` from `stat(2)`: only a source that does not answer is one.
 fn patience(name: &str) -> Duration {
-    let waits = matches!(name, "open" | "openat" | "openat2" | "creat" | "connect" | "splice" | "sendfile");
+    let waits = matches!(
+        name,
+        "open"
+            | "openat"
+            | "openat2"
+            | "creat"
+            | "connect"
+            | "sendto"
+            | "sendmsg"
+            | "sendmmsg"
+            | "splice"
+            | "sendfile"
+    );
     if waits { Duration::from_millis(50) } else { Duration::from_secs(1) }
 }
 
