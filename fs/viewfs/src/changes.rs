@@ -1045,7 +1045,7 @@ impl Tree {
             Content::MetadataOnly if !self.rules.metacopy => Content::UpTo(u64::MAX),
             content => content,
         };
-        let part = self.node_up(node, content)?;
+        let (part, _opened) = self.node_up_opened(node, content)?;
         work(self.fs(part.layer), part.ino)
     }
 

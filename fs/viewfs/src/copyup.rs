@@ -1,7 +1,8 @@
 //! Copies of nodes in the layer that takes the changes.
 //!
-//! A copy is made in the work directory, with everything that it is to have, brought to the disk, and then given its name by one
-//! rename: whenever the program is killed, users find the old file or the whole new one.
+//! A copy is made with everything that it is to have, brought to the disk, and then given its name in one step: whenever the program is
+//! killed, users find the old file or the whole new one. Files are made without a name where the layer can, and get theirs by a link;
+//! whatever else is made has a name in the work directory, and is renamed.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +32,15 @@ pub(crate) enum Content {
     UpTo(u64),
 }
 
+/// A copy that users do not see yet.
+struct Copy {
+    ino: Ino,
+    /// In the work directory, if it has one.
+    name: Option<OsString>,
+    /// As it was opened to be made, if it is a file.
+    file: Option<Arc<dyn File>>,
+}
+
 impl Tree {
     pub(crate) fn state(&self) -> Result<&State> {
         self.state.as_ref().ok_or(Errno::EROFS)
@@ -53,6 +63,16 @@ impl Tree {
     /// The part of a node of which attributes are changed: copied up if there is none. `EROFS` if it is in a layer above those that may
     /// be changed.
     pub(crate) fn node_up(&self, node: &Node, content: Content) -> Result<Part> {
+        Ok(self.node_up_opened(node, content)?.0)
+    }
+
+    /// The same, with the copy of a file as it was opened to be made, if it was made now. While that is open, work on the node is done
+    /// through its descriptor, and no other is opened.
+    pub(crate) fn node_up_opened(
+        &self,
+        node: &Node,
+        content: Content,
+    ) -> Result<(Part, Option<Arc<dyn File>>)> {
         let to = node.write_to.ok_or(Errno::EROFS)?;
         let parts = node.parts();
         let top = parts.top();
@@ -60,7 +80,10 @@ impl Tree {
             return Err(Errno::EROFS);
         }
         let is_whole = parts.data == 0 || content == Content::MetadataOnly;
-        if top.layer == to && is_whole { Ok(top.clone()) } else { self.copy_up(node, to, content) }
+        if top.layer == to && is_whole {
+            return Ok((top.clone(), None));
+        }
+        self.copy_up_opened(node, to, content)
     }
 
     fn copy_up(&self, node: &Node, to: LayerNumber, content: Content) -> Result<Part> {
@@ -88,15 +111,15 @@ impl Tree {
             && self.rules.metacopy
             && node.kind == Kind::File
             && attr.size > 0;
-        let name = self.work_name();
-        let made =
-            self.make_copy(node, &parts, &attr, to, &name, if meta_only { None } else { Some(content) });
-        let (ino, file) = made.inspect_err(|_| self.discard(to, &name))?;
+        let content = if meta_only { None } else { Some(content) };
+        let Copy { ino, name, file } = self.make_copy(node, &parts, &attr, to, content)?;
         let part = Part { layer: to, ino, ..parts.top().clone() };
         let part = Part { store: None, has_xattr_whiteouts: false, ..part };
-        let placed = self.place_copy(node, &parts, &attr, state, &name, &part);
+        let placed = self.place_copy(node, &parts, &attr, state, name.as_deref(), &part);
         if let Err(error) = placed {
-            self.discard(to, &name);
+            if let Some(name) = &name {
+                self.discard(to, name);
+            }
             self.fs(to).forget(ino, 1);
             return Err(error);
         }
@@ -105,7 +128,7 @@ impl Tree {
         let at = stack.iter().position(|other| other.layer > to).unwrap_or(stack.len());
         stack.insert(at, part.clone());
         node.set_parts(Parts { stack, data: if meta_only { parts.data + 1 } else { 0 } });
-        Ok((part, file.filter(|_| !meta_only)))
+        Ok((part, file))
     }
 
     /// Gives a copy its name.
@@ -115,7 +138,7 @@ impl Tree {
         parts: &Parts,
         attr: &Attr,
         state: &State,
-        name: &OsStr,
+        name: Option<&OsStr>,
         part: &Part,
     ) -> Result<()> {
         let fs = self.fs(part.layer);
@@ -136,7 +159,7 @@ impl Tree {
             let place = self.table.lock().place(node.ino);
             let Some((parent, old_name)) = place else {
                 // It has no name any more: the copy keeps none either.
-                if link.is_none() {
+                if let Some(name) = name.filter(|_| link.is_none()) {
                     fs.unlink(state.work, name)?;
                 }
                 self.table.lock().add_key(node.ino, key);
@@ -153,7 +176,10 @@ impl Tree {
             // Known before it can be found.
             self.table.lock().add_key(node.ino, key);
             let before = fs.getattr(dir.ino)?;
-            let moved = rename_new(fs, state.work, name, dir.ino, &old_name);
+            let moved = match name {
+                Some(name) => rename_new(fs, state.work, name, dir.ino, &old_name),
+                None => fs.link(part.ino, dir.ino, &old_name).map(|entry| fs.forget(entry.ino, 1)),
+            };
             // For users nothing was changed in the directory.
             let (atime, mtime) = (Some(SetTime::To(before.atime)), Some(SetTime::To(before.mtime)));
             let restored = fs.setattr(dir.ino, &SetAttr { atime, mtime, ..SetAttr::default() });
@@ -218,58 +244,128 @@ impl Tree {
         }
     }
 
-    /// Makes a copy in the work directory. `content` is `None` if it stays below.
+    /// Makes a copy that users do not see yet. `content` is `None` if it stays below.
     fn make_copy(
         &self,
         node: &Node,
         parts: &Parts,
         attr: &Attr,
         to: LayerNumber,
-        name: &OsStr,
         content: Option<Content>,
-    ) -> Result<(Ino, Option<Arc<dyn File>>)> {
-        let (fs, work) = (self.fs(to), self.state()?.work);
-        let virtual_ = self.rules.vstat.then(|| Override::of(attr));
-        let (mut file, mut from) = (None, None);
-        let ino = match (node.kind, virtual_) {
-            (Kind::Directory, _) => fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino,
-            (Kind::Symlink, None) => {
-                fs.symlink(work, name, &self.readlink(node.ino)?, &own(Kind::Symlink, 0o777))?.ino
-            }
-            (Kind::File, _) => {
-                let (entry, made) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
-                match content {
-                    // It stays open for as long as its attributes are read: that way they are at hand.
-                    Some(content) => from = self.copy_content(parts, fs, entry.ino, &*made, content)?,
-                    None => {
-                        let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
-                        fs.setattr(entry.ino, &size)?;
-                        let mark = self.rules.prefix.name("metacopy");
-                        fs.setxattr(entry.ino, &mark, b"", XattrMode::Set)?;
-                    }
-                }
-                file = Some(made);
-                entry.ino
-            }
-            // With virtual attributes all the others are files.
-            (kind, Some(_)) => {
-                let (entry, made) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
-                if kind == Kind::Symlink {
-                    write_all(&*made, self.readlink(node.ino)?.as_bytes(), 0)?;
-                }
-                entry.ino
-            }
-            (kind, None) => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
+    ) -> Result<Copy> {
+        let fs = self.fs(to);
+        let is_mine = !self.rules.vstat && (attr.uid, attr.gid) == (self.uid, self.gid);
+        // A set-id bit would not outlive what is written.
+        let is_plain = is_mine && attr.perm.bits() & 0o7000 == 0;
+        let new = NewNode {
+            perm: if is_plain { attr.perm } else { Perm::from_mode(0o600) },
+            uid: self.uid,
+            gid: self.gid,
+            ..own(Kind::File, 0)
         };
-        self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino)?;
-        drop(from);
-        if let Some(file) = file.as_ref().filter(|_| !self.rules.volatile) {
-            file.sync(false)?;
+        if node.kind == Kind::File {
+            if let Some((ino, file)) = self.make_unnamed(fs, &new)? {
+                let filled = self.fill_copy(node, parts, attr, to, (ino, Some(&file)), content, is_plain);
+                filled.inspect_err(|_| fs.forget(ino, 1))?;
+                return Ok(Copy { ino, name: None, file: Some(file) });
+            }
         }
-        Ok((ino, file))
+        let name = self.work_name();
+        let made = self.make_named(node, attr, to, &name, &new).and_then(|(ino, file)| {
+            self.fill_copy(node, parts, attr, to, (ino, file.as_ref()), content, is_plain)?;
+            Ok((ino, file))
+        });
+        let (ino, file) = made.inspect_err(|_| self.discard(to, &name))?;
+        Ok(Copy { ino, name: Some(name), file })
     }
 
-    /// Owner, attributes, mode and times, in the order in which none undoes another.
+    /// A file without a name. `None` where the layer knows no such thing.
+    fn make_unnamed(&self, fs: &dyn Filesystem, new: &NewNode) -> Result<Option<(Ino, Arc<dyn File>)>> {
+        let state = self.state()?;
+        if state.no_unnamed.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match fs.tmpfile(state.work, new, OpenFlags::READ_WRITE) {
+            Ok((entry, file)) => Ok(Some((entry.ino, file))),
+            Err(error @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EMFILE | Errno::ENFILE | Errno::EIO)) => {
+                Err(error)
+            }
+            Err(_) => {
+                state.no_unnamed.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+        }
+    }
+
+    /// An empty node in the work directory.
+    fn make_named(
+        &self,
+        node: &Node,
+        attr: &Attr,
+        to: LayerNumber,
+        name: &OsStr,
+        new: &NewNode,
+    ) -> Result<(Ino, Option<Arc<dyn File>>)> {
+        let (fs, work) = (self.fs(to), self.state()?.work);
+        Ok(match (node.kind, self.rules.vstat) {
+            (Kind::Directory, _) => (fs.mkdir(work, name, &own(Kind::Directory, 0o700))?.ino, None),
+            (Kind::Symlink, false) => {
+                let target = self.readlink(node.ino)?;
+                (fs.symlink(work, name, &target, &own(Kind::Symlink, 0o777))?.ino, None)
+            }
+            // With virtual attributes all the others are files.
+            (Kind::File, _) | (_, true) => {
+                let (entry, made) = fs.create(work, name, new, OpenFlags::READ_WRITE)?;
+                if node.kind == Kind::Symlink {
+                    write_all(&*made, self.readlink(node.ino)?.as_bytes(), 0)?;
+                }
+                (entry.ino, Some(made).filter(|_| node.kind == Kind::File))
+            }
+            (kind, false) => {
+                let new = NewNode { rdev: attr.rdev, ..own(kind, 0o600) };
+                (fs.mknod(work, name, &new)?.ino, None)
+            }
+        })
+    }
+
+    /// Gives a copy all that it is to have.
+    #[expect(clippy::too_many_arguments, reason = "what is copied, whereto, and how much of it")]
+    fn fill_copy(
+        &self,
+        node: &Node,
+        parts: &Parts,
+        attr: &Attr,
+        to: LayerNumber,
+        (ino, file): (Ino, Option<&Arc<dyn File>>),
+        content: Option<Content>,
+        is_plain: bool,
+    ) -> Result<()> {
+        let fs = self.fs(to);
+        let mut from = None;
+        match (file, content) {
+            // It stays open for as long as its attributes are read: that way they are at hand.
+            (Some(file), Some(content)) => {
+                from = self.copy_content(parts, Some(attr), fs, ino, &**file, content)?;
+            }
+            (Some(_), None) => {
+                let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
+                fs.setattr(ino, &size)?;
+                fs.setxattr(ino, &self.rules.prefix.name("metacopy"), b"", XattrMode::Set)?;
+            }
+            (None, _) => {}
+        }
+        let virtual_ = self.rules.vstat.then(|| Override::of(attr));
+        self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino, is_plain)?;
+        // An empty file can show nothing of another one.
+        let is_filled = from.take().is_some() || content.is_none();
+        match file.filter(|_| is_filled && !self.rules.volatile) {
+            Some(file) => file.sync(false),
+            None => Ok(()),
+        }
+    }
+
+    /// Owner, attributes, mode and times, in the order in which none undoes another. `is_plain`: owner and mode are right already.
+    #[expect(clippy::too_many_arguments, reason = "what is copied, whereto, and as whose")]
     fn copy_attributes(
         &self,
         parts: &Parts,
@@ -278,6 +374,7 @@ impl Tree {
         to: LayerNumber,
         ino: Ino,
         st_ino: u64,
+        is_plain: bool,
     ) -> Result<()> {
         let (fs, top) = (self.fs(to), parts.top());
         let mut perm = attr.perm;
@@ -296,7 +393,7 @@ impl Tree {
                 Err(error) => return Err(error),
             }
         }
-        self.copy_xattrs(top, to, ino)?;
+        let has_acl = self.copy_xattrs(top, to, ino)?;
         if let Some(virtual_) = virtual_ {
             virtual_.write(fs, ino)?;
             perm = Perm::from_mode(real_mode(attr.kind, perm));
@@ -314,16 +411,20 @@ impl Tree {
             let mark = self.rules.prefix.name("veduta.owner");
             let _ = fs.setxattr(ino, &mark, owner.to_mark().as_bytes(), XattrMode::Set);
         }
-        let perm = (attr.kind != Kind::Symlink || virtual_.is_some()).then_some(perm);
+        let is_right = is_plain && !has_acl && attr.kind == Kind::File;
+        let takes = attr.kind != Kind::Symlink || virtual_.is_some();
+        let perm = (takes && !is_right).then_some(perm);
         let (atime, mtime) = (Some(SetTime::To(attr.atime)), Some(SetTime::To(attr.mtime)));
         fs.setattr(ino, &SetAttr { perm, atime, mtime, ..SetAttr::default() })?;
         Ok(())
     }
 
-    fn copy_xattrs(&self, from: &Part, to: LayerNumber, ino: Ino) -> Result<()> {
+    /// Whether there was an ACL, which is another way to set the mode.
+    fn copy_xattrs(&self, from: &Part, to: LayerNumber, ino: Ino) -> Result<bool> {
         let source = self.fs(from.layer);
+        let mut has_acl = false;
         let names = match source.listxattr(from.ino) {
-            Err(Errno::EOPNOTSUPP) => return Ok(()),
+            Err(Errno::EOPNOTSUPP) => return Ok(has_acl),
             names => names?,
         };
         for name in names {
@@ -335,6 +436,7 @@ impl Tree {
                 Err(Errno::ENODATA) => continue,
                 value => value?,
             };
+            has_acl |= name == "system.posix_acl_access";
             match self.fs(to).setxattr(ino, &name, &value, XattrMode::Set) {
                 Ok(()) => {}
                 Err(Errno::EOPNOTSUPP) => tracing::debug!("{name:?} is not kept in the copy"),
@@ -343,7 +445,7 @@ impl Tree {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(has_acl)
     }
 
     /// Brings the content to a copy that has had none so far.
@@ -354,7 +456,7 @@ impl Tree {
         // Made beside, so that a half of it is never seen, and then put in its place within the same file: content that comes under a
         // mark which says that it does not count.
         let file = fs.open(part.ino, OpenFlags::READ_WRITE)?;
-        self.copy_content(parts, fs, part.ino, &*file, content)?;
+        self.copy_content(parts, None, fs, part.ino, &*file, content)?;
         if !self.rules.volatile {
             file.sync(true)?;
         }
@@ -370,16 +472,21 @@ impl Tree {
         Ok(part)
     }
 
+    /// Returns the source if something was copied. `known` are the attributes of the node, if they are.
     fn copy_content(
         &self,
         parts: &Parts,
+        known: Option<&Attr>,
         fs: &dyn Filesystem,
         ino: Ino,
         to: &dyn File,
         content: Content,
     ) -> Result<Option<Arc<dyn File>>> {
         let part = parts.content();
-        let attr = self.fs(part.layer).getattr(part.ino)?;
+        let attr = match known {
+            Some(attr) if parts.data == 0 => *attr,
+            _ => self.fs(part.layer).getattr(part.ino)?,
+        };
         let len = match content {
             Content::UpTo(limit) => attr.size.min(limit),
             Content::MetadataOnly => attr.size,
@@ -410,11 +517,7 @@ impl Tree {
     /// Opens a file to write, where that is done.
     pub(crate) fn open_up(&self, node: &Arc<Node>, flags: OpenFlags) -> Result<Arc<dyn File>> {
         let content = Content::UpTo(u64::MAX);
-        let below = node.write_to.filter(|to| node.parts().top().layer > *to);
-        let (part, made) = match below {
-            Some(to) => self.copy_up_opened(node, to, content)?,
-            None => (self.node_up(node, content)?, None),
-        };
+        let (part, made) = self.node_up_opened(node, content)?;
         // Whoever is handed the descriptor itself must not be able to do more with it than was asked for.
         match made {
             Some(made) if !self.rules.real_numbers || flags.read && flags.write => Ok(made),

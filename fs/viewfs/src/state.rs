@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
@@ -36,6 +37,8 @@ pub(crate) struct State {
     home: Ino,
     /// Where things are made.
     pub(crate) work: Ino,
+    /// The layer cannot make files without a name.
+    pub(crate) no_unnamed: AtomicBool,
     links: Mutex<Option<Ino>>,
     /// A whiteout, of which others are hard links: names cost less than nodes.
     whiteout: Mutex<Option<(Ino, u32)>>,
@@ -84,6 +87,7 @@ impl State {
             root,
             home,
             work,
+            no_unnamed: AtomicBool::new(false),
             links: Mutex::new(links),
             whiteout: Mutex::new(None),
             lock: Mutex::new(Some(lock)),

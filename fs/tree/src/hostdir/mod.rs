@@ -418,7 +418,9 @@ impl Filesystem for HostDir {
         let (fd, dir) = (self.fd(ino)?, self.fd(parent)?);
         // AT_EMPTY_PATH would need a privilege.
         rustix::fs::linkat(CWD, proc_path(&fd), &dir, name, AtFlags::SYMLINK_FOLLOW).map_err(errno)?;
-        Ok(self.enter(parent, name, &stat_fd(&fd)?))
+        let entry = self.enter(parent, name, &stat_fd(&fd)?);
+        self.table.lock().unpin(entry.ino);
+        Ok(entry)
     }
 
     fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {

@@ -217,6 +217,15 @@ impl Table {
         }
     }
 
+    /// A node has a name (again) by which it can be opened.
+    pub(super) fn unpin(&mut self, ino: Ino) {
+        let named = |node: &&mut Node| node.is_pinned && !node.places.is_empty();
+        if let Some(node) = self.nodes.get_mut(&ino).filter(named) {
+            node.fd = None;
+            node.is_pinned = false;
+        }
+    }
+
     /// The node at a name, if that is the only name known of it.
     pub(super) fn only_at(&self, parent: Ino, name: &OsStr) -> Option<Ino> {
         let place = Place { parent, name: name.to_owned() };
