@@ -22,6 +22,7 @@ use veduta_disk::DriveTree;
 
 use crate::daemon::{self, Front, Guardian, Side};
 use crate::log;
+use crate::memory;
 use crate::mount::MountPoint;
 use crate::mounted::{Ender, Mounted, ServeOptions};
 use crate::options::{GENERIC_OPTIONS, HostOptions};
@@ -229,6 +230,7 @@ impl Driver<'_> {
             return self.fail("the log file cannot be written", &error);
         }
         log_panics();
+        memory::keep_in_one_heap();
         let foreground = self.mount.foreground || self.mount.debug || host.debug;
         let front = match if foreground { Ok(Side::Server(Front::none())) } else { daemon::split() } {
             Ok(Side::Front(status)) => return status,

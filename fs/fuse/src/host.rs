@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use fuser::{FileAttr, Generation, INodeNo, Notifier, ReplyEntry};
 use nix::libc;
@@ -45,11 +46,6 @@ const MAX_XATTR: usize = 65_536;
 const CAPABILITY: &str = "security.capability";
 const ACCESS_ACL: &str = "system.posix_acl_access";
 
-thread_local! {
-    /// What a worker reads into; grows to the largest read and stays.
-    static READ_BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
 /// One tree, served to the kernel.
 pub(crate) struct Host {
     fs: Arc<dyn Filesystem>,
@@ -67,6 +63,8 @@ pub(crate) struct Host {
     writers: Mutex<Writers>,
     /// Nodes whose content was put into the kernel's cache, or was not to be.
     filled: Mutex<HashSet<Ino>>,
+    /// When a directory of a shared tree was last listed with attributes.
+    listed: Mutex<HashMap<Ino, Instant>>,
     /// The kernel can do without `open`, and without `opendir`. Cleared once a tree turns out to need them.
     skip_open: AtomicBool,
     skip_opendir: AtomicBool,
@@ -109,6 +107,7 @@ impl Host {
             backings: Backings::new(),
             writers: Mutex::default(),
             filled: Mutex::default(),
+            listed: Mutex::default(),
             skip_open: AtomicBool::new(false),
             skip_opendir: AtomicBool::new(false),
             no_xattrs,

@@ -8,9 +8,9 @@
 //! with `policy` (what the kernel may remember), `handles` (what is open), `backing` (files whose data the kernel fetches by itself) and
 //! `listing` (directories); `running` knows what is under way, so that it can be interrupted.
 //!
-//! `unsafe` is in `mount` and `daemon`, where a descriptor comes out of a message and where processes fork, and nowhere else.
+//! `unsafe` is in `mount` and `daemon`, where a descriptor comes out of a message and where processes fork, in `memory`, and nowhere else.
 
-#![deny(unsafe_code)] // `daemon` and `mount` allow it
+#![deny(unsafe_code)] // `daemon`, `memory` and `mount` allow it
 
 mod backing;
 mod daemon;
@@ -20,6 +20,7 @@ mod handles;
 mod host;
 mod listing;
 mod log;
+mod memory;
 mod mount;
 mod mounted;
 mod mountinfo;

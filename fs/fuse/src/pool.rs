@@ -9,7 +9,7 @@
 //! busy with the same requests for a tick, the watcher adds one, up to [`SLOTS`]. Workers that are not needed park, or end.
 //!
 //! The watcher also follows requests that were interrupted, and answers for a driver that does not come back to a caller who is being
-//! killed. It sleeps while nothing is stuck.
+//! killed. It sleeps while nothing is stuck; when there was nothing to do for a while, it gives back memory.
 //!
 //! Lock order: `Shared::state` is taken alone.
 
@@ -19,9 +19,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::{Notifier, Session};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::host::Host;
+use crate::memory;
 use crate::running::{Interrupted, Running, SLOTS, Standing, is_dying};
 
 /// How long all workers must have been at the same requests before there is one more.
@@ -38,6 +39,12 @@ const CROWDED: Duration = Duration::from_millis(50);
 const LOOK_EVERY: u32 = 4;
 const LOOKS: u32 = 8;
 
+/// How long a worker that is not needed stays, with its buffers.
+const PARKED: Duration = Duration::from_millis(500);
+
+/// How long there must have been nothing to do before memory is given back.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// How soon a killed caller is noticed.
 const SOON: Duration = Duration::from_millis(10);
 
@@ -47,6 +54,8 @@ const SLOWEST: Duration = Duration::from_millis(200);
 /// What workers, watcher and host share.
 pub(crate) struct Shared {
     pub(crate) running: Running,
+    /// What workers read into; each grows to the largest read, and goes when there is nothing to do.
+    buffers: Mutex<Vec<Vec<u8>>>,
     /// Workers that wait for a request.
     idle: AtomicUsize,
     /// Whether the watcher is awake.
@@ -82,6 +91,7 @@ impl Shared {
     pub(crate) fn new() -> Self {
         Self {
             running: Running::new(),
+            buffers: Mutex::default(),
             idle: AtomicUsize::new(0),
             awake: AtomicBool::new(false),
             wanted: AtomicUsize::new(1),
@@ -89,6 +99,18 @@ impl Shared {
             changed: Condvar::new(),
             called: Condvar::new(),
         }
+    }
+
+    /// Runs `work` with a buffer of so many bytes, whatever is in them.
+    pub(crate) fn with_buffer<T>(&self, len: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
+        if buffer.len() < len {
+            // Not `resize`: what is in it need not be copied.
+            buffer = vec![0; len];
+        }
+        let result = work(&mut buffer[..len]);
+        self.buffers.lock().push(buffer);
+        result
     }
 
     /// The kernel interrupts a request. `false` if no worker serves it.
@@ -172,7 +194,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until this worker is needed. `false` if it is to end. It counts as idle before and after, and not meanwhile.
+    /// Waits until this worker is needed. `false` if it is to end, as when it was not needed for long. It counts as idle before and after, and not meanwhile.
     fn park(&self, most: usize) -> bool {
         let mut state = self.state.lock();
         if state.parked >= most || state.ended {
@@ -180,16 +202,26 @@ impl Shared {
         }
         self.idle.fetch_sub(1, Ordering::AcqRel);
         state.parked += 1;
+        let until = Instant::now() + PARKED;
         while state.calls == 0 && !state.ended {
-            self.called.wait(&mut state);
+            if self.called.wait_until(&mut state, until).timed_out() {
+                break;
+            }
         }
         state.parked -= 1;
-        if state.calls > 0 {
+        let is_called = state.calls > 0;
+        if is_called {
             state.calls -= 1;
         } else {
             self.idle.fetch_add(1, Ordering::AcqRel);
         }
-        !state.ended
+        is_called && !state.ended
+    }
+
+    /// Gives back memory: there is nothing to do.
+    fn tidy(&self) {
+        self.buffers.lock().clear();
+        memory::give_back();
     }
 
     /// Calls a worker that is parked; `false` if there is none.
@@ -325,7 +357,8 @@ impl Watcher {
         let mut last: Option<[u64; SLOTS]> = None;
         let mut linger = 0;
         let mut crowded_until: Option<Instant> = None;
-        while let Some(woken) = self.sleep(&mut followed, linger) {
+        let mut is_tidy = true;
+        while let Some(woken) = self.sleep(&mut followed, linger, &mut is_tidy) {
             let busy = self.shared.idle.load(Ordering::Acquire) == 0;
             linger = if busy || woken.busy { LINGER } else { linger.saturating_sub(1) };
             let now = self.shared.running.snapshot();
@@ -353,7 +386,12 @@ impl Watcher {
     }
 
     /// Sleeps until there is something to look at. `None` when the connection is gone.
-    fn sleep(&self, followed: &mut HashMap<u64, (Interrupted, Followed)>, linger: u32) -> Option<Woken> {
+    fn sleep(
+        &self,
+        followed: &mut HashMap<u64, (Interrupted, Followed)>,
+        linger: u32,
+        is_tidy: &mut bool,
+    ) -> Option<Woken> {
         let mut state = self.shared.state.lock();
         let next = followed.values().map(|(_, when)| when.next).min();
         let next = if linger > 0 { Some(Instant::now() + TICK) } else { next };
@@ -364,9 +402,16 @@ impl Watcher {
         if !is_called && (linger > 0 || !state.busy) {
             match next {
                 Some(next) => drop(self.shared.changed.wait_until(&mut state, next)),
-                None => self.shared.changed.wait(&mut state),
+                None if *is_tidy => self.shared.changed.wait(&mut state),
+                None => {
+                    if self.shared.changed.wait_for(&mut state, QUIET).timed_out() {
+                        MutexGuard::unlocked(&mut state, || self.shared.tidy());
+                        *is_tidy = true;
+                    }
+                }
             }
         }
+        *is_tidy &= !state.busy;
         self.shared.awake.store(true, Ordering::Relaxed);
         let first = Instant::now() + SOON / 2;
         for request in std::mem::take(&mut state.interrupted) {

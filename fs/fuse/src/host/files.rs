@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, LockOwner, ReplyCreate};
 use veduta_api::{DirEntry, Entry, File, FileLock, Ino, Kind, LockKind, OpenFlags, Result};
@@ -85,11 +86,8 @@ impl Host {
             }
             writers.count
         };
-        super::READ_BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() <= SMALL_FILE {
-                buffer.resize(SMALL_FILE + 1, 0);
-            }
-            let read = file.read_at(&mut buffer[..=SMALL_FILE], 0);
+        self.shared.with_buffer(SMALL_FILE + 1, |buffer| {
+            let read = file.read_at(buffer, 0);
             let Some(len) = read.ok().filter(|len| (1..=SMALL_FILE).contains(len)) else { return };
             let writers = self.writers.lock();
             if writers.count != before {
@@ -195,6 +193,18 @@ impl Host {
             self.dirs.find(handle.0)?.dir.read(position, &mut sink)?;
         }
         Ok(listing)
+    }
+
+    /// Whether the kernel still holds the names in a directory to be true, so that a listing that it remembers leads to no requests for each
+    /// of them.
+    pub(super) fn is_listed(&self, dir: Ino) -> bool {
+        self.listed.lock().get(&dir).is_some_and(|at| at.elapsed() < self.policy.entry_ttl)
+    }
+
+    pub(super) fn note_listed(&self, dir: Ino) {
+        if self.policy.shared && self.facts.dated_listings {
+            self.listed.lock().insert(dir, Instant::now());
+        }
     }
 
     pub(super) fn dot(&self, dir: Ino, name: &str) -> Result<u64> {

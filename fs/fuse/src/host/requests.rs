@@ -22,7 +22,7 @@ use veduta_api::{
 };
 
 use super::convert::{allocation, fitting, lock_kind, open_flags, ready_from, ready_to, valid};
-use super::{Answer, Host, MAX_BACKGROUND, MAX_DATA, READ_BUFFER};
+use super::{Answer, Host, MAX_BACKGROUND, MAX_DATA};
 use crate::handles::{DataPath, OpenDir, OpenFile};
 use crate::policy::{Change, dirent_type};
 
@@ -48,7 +48,6 @@ impl fuser::Filesystem for Host {
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_HAS_IOCTL_DIR
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_SETXATTR_EXT
@@ -56,6 +55,8 @@ impl fuser::Filesystem for Host {
         for (when, flags) in [
             (self.policy.shared, InitFlags::FUSE_AUTO_INVAL_DATA),
             (!self.policy.shared, InitFlags::FUSE_CACHE_SYMLINKS | InitFlags::FUSE_EXPLICIT_INVAL_DATA),
+            // Where names are not remembered for long, listing them with attributes saves asking for each, also in long directories.
+            (!self.policy.shared, InitFlags::FUSE_READDIRPLUS_AUTO),
             (self.policy.immutable, InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT),
             (self.policy.writeback, InitFlags::FUSE_WRITEBACK_CACHE),
             (self.facts.acl, InitFlags::FUSE_POSIX_ACL),
@@ -106,6 +107,9 @@ impl fuser::Filesystem for Host {
         }
         self.by_ino.remove(Ino(ino.0));
         self.filled.lock().remove(&Ino(ino.0));
+        if self.policy.shared {
+            self.listed.lock().remove(&Ino(ino.0));
+        }
         self.forget_quietly(Ino(ino.0), count);
     }
 
@@ -388,11 +392,7 @@ impl fuser::Filesystem for Host {
         reply: ReplyData,
     ) {
         let size = size.min(MAX_DATA) as usize;
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let buffer = &mut buffer[..size];
+        self.shared.with_buffer(size, |buffer| {
             let answer = self.serve(request, "read", ino, true, || {
                 let read = self.file(ino, handle)?.file.read_at(buffer, offset)?;
                 if read > size {
@@ -488,11 +488,11 @@ impl fuser::Filesystem for Host {
     fn opendir(&self, request: &fuser::Request, ino: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
         let answer = self.serve(request, "opendir", ino, true, || self.fs.opendir(Ino(ino.0)));
         // The kernel asks for a directory's mtime (FUSE_AUTO_INVAL_DATA) before it uses what it remembers of one.
-        let flags = if self.policy.shared && !self.facts.dated_listings {
-            FopenFlags::empty()
-        } else {
-            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-        };
+        let mut flags = FopenFlags::empty();
+        if !self.policy.shared || self.facts.dated_listings {
+            flags |= FopenFlags::FOPEN_CACHE_DIR;
+            flags.set(FopenFlags::FOPEN_KEEP_CACHE, !self.policy.shared || self.is_listed(Ino(ino.0)));
+        }
         match answer {
             (true, Ok(None)) if self.skip_opendir.load(Ordering::Relaxed) => {
                 reply.error(fuser::Errno::ENOSYS);
@@ -544,6 +544,9 @@ impl fuser::Filesystem for Host {
     ) {
         let room = reply.room();
         let (ours, result) = self.serve(request, "readdirplus", ino, true, || {
+            if offset == 0 {
+                self.note_listed(Ino(ino.0));
+            }
             let listing = self.list(ino, handle, offset, room, true)?;
             let entries = self.entries(Ino(ino.0), &listing);
             Ok((listing, entries))
