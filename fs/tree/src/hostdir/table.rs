@@ -30,6 +30,9 @@ pub(super) struct Place {
     pub(super) name: OsString,
 }
 
+/// Files that are noted as open before closed ones are looked for.
+const LEAST_OPENED: usize = 64;
+
 struct Node {
     identity: Identity,
     /// Where it was seen; the last is the newest.
@@ -42,7 +45,6 @@ struct Node {
     is_pinned: bool,
     /// Whether the descriptor was used since the last look at it.
     is_recent: bool,
-    opened: Vec<Weak<HostFile>>,
     listing: Option<Arc<Listing>>,
 }
 
@@ -50,6 +52,10 @@ pub(super) struct Table {
     nodes: HashMap<Ino, Node>,
     by_identity: HashMap<Identity, Ino>,
     by_place: HashMap<Arc<Place>, Ino>,
+    /// Files that are open, or were lately.
+    opened: HashMap<Ino, Vec<Weak<HostFile>>>,
+    /// How many of those there may be before the ones that are closed are looked for.
+    most_opened: usize,
     next_ino: u64,
     /// Those with a descriptor that is kept, the next to lose it in front: a clock. May name nodes that are gone.
     kept: VecDeque<Ino>,
@@ -63,6 +69,8 @@ impl Table {
             nodes: HashMap::from([(Ino::ROOT, node)]),
             by_identity: HashMap::from([(root, Ino::ROOT)]),
             by_place: HashMap::new(),
+            opened: HashMap::new(),
+            most_opened: LEAST_OPENED,
             next_ino: Ino::ROOT.0 + 1,
             kept: VecDeque::new(),
             limit,
@@ -157,6 +165,7 @@ impl Table {
                 continue;
             }
             let Some(node) = self.nodes.remove(&ino) else { continue };
+            self.opened.remove(&ino);
             if self.by_identity.get(&node.identity) == Some(&ino) {
                 self.by_identity.remove(&node.identity);
             }
@@ -278,15 +287,21 @@ impl Table {
     }
 
     pub(super) fn remember_open(&mut self, ino: Ino, file: &Arc<HostFile>) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.opened.retain(|file| file.strong_count() > 0);
-            node.opened.push(Arc::downgrade(file));
+        if !self.nodes.contains_key(&ino) {
+            return;
         }
+        if self.opened.len() >= self.most_opened {
+            self.opened.retain(|_, files| files.iter().any(|file| file.strong_count() > 0));
+            self.most_opened = LEAST_OPENED.max(2 * self.opened.len());
+        }
+        let files = self.opened.entry(ino).or_default();
+        files.retain(|file| file.strong_count() > 0);
+        files.push(Arc::downgrade(file));
     }
 
     /// A file that is open for writing.
     pub(super) fn writer(&self, ino: Ino) -> Option<Arc<HostFile>> {
-        self.nodes.get(&ino)?.opened.iter().filter_map(Weak::upgrade).find(|file| file.is_writable())
+        self.opened.get(&ino)?.iter().filter_map(Weak::upgrade).find(|file| file.is_writable())
     }
 
     /// A descriptor of a node, if there is any.
@@ -294,7 +309,7 @@ impl Table {
         if let Some(fd) = self.kept(ino) {
             return Some(NodeFd::Kept(fd));
         }
-        self.nodes.get(&ino)?.opened.iter().find_map(Weak::upgrade).map(NodeFd::Open)
+        self.opened.get(&ino)?.iter().find_map(Weak::upgrade).map(NodeFd::Open)
     }
 
     pub(super) fn listing(&mut self, ino: Ino) -> Result<Arc<Listing>> {
@@ -317,7 +332,6 @@ impl Node {
             fd: None,
             is_pinned: false,
             is_recent: false,
-            opened: Vec::new(),
             listing: None,
         }
     }
