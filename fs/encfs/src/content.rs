@@ -6,8 +6,8 @@
 //! nobody sees half of a block; all descriptors of a file meet there. It remembers the file's header, its size while it is
 //! being written, and the plaintext of a short last block: a program that appends in small pieces then causes no reading.
 //!
-//! Every request makes one request of the tree below, with whole blocks. Blocks go from the buffer of the request to that of
-//! the tree below in one step, those of a large request on several threads.
+//! A request makes one request of the tree below, with whole blocks, or one for each [`AT_ONCE`] of it. Blocks go from the buffer of the
+//! request to that of the tree below in one step, those of a large request on several threads.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -22,11 +22,13 @@ use crate::inner::Inner;
 
 /// Bytes of plaintext from which a request is worth several threads.
 const PARALLEL: usize = 96 * 1024;
+/// Bytes of plaintext that are worked on at a time: what is between fits into a processor's cache, and the buffers stay small.
+const AT_ONCE: usize = 256 * 1024;
 /// Bytes of zeros that are written at a time where the format has no holes.
 const ZEROS: usize = 256 * 1024;
 
 thread_local! {
-    /// Ciphertext on its way; grows to the largest request and stays.
+    /// Ciphertext on its way; grows to the largest piece and stays.
     static CIPHERTEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -46,6 +48,13 @@ pub(crate) struct Layout {
 impl Layout {
     fn cipher_block(self) -> u64 {
         self.block + self.overhead
+    }
+
+    /// How much of a request for `len` bytes is worked on first: all, or up to the end of a block.
+    fn piece(self, offset: u64, len: usize) -> usize {
+        let end = offset.saturating_add(AT_ONCE as u64);
+        let whole = (end - end % self.block).saturating_sub(offset) as usize;
+        if len <= AT_ONCE || whole == 0 { len } else { whole }
     }
 
     /// Where a block of ciphertext begins. `EFBIG` if no file is so long.
@@ -335,7 +344,17 @@ impl FileNode {
             state = RwLockWriteGuard::downgrade(writing);
         }
         let Some(id) = state.id else { return Ok(0) };
-        self.read_blocks(below, &id, buf, offset)
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.saturating_add(done as u64);
+            let len = self.layout().piece(at, buf.len() - done);
+            let got = self.read_blocks(below, &id, &mut buf[done..done + len], at)?;
+            done += got;
+            if got < len {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Reads with a header that is known, and the lock held.
@@ -461,7 +480,20 @@ impl FileNode {
         if offset > size {
             self.fill_gap(state, below, offset)?;
         }
-        self.write_blocks(state, below, buf, offset)
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+            let len = self.layout().piece(at, buf.len() - done);
+            let wrote = match self.write_blocks(state, below, &buf[done..done + len], at) {
+                Err(_) if done > 0 => break,
+                wrote => wrote?,
+            };
+            done += wrote;
+            if wrote < len {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Makes the file reach to `to`, or to the beginning of its block: what lies between reads as zeros.
@@ -803,6 +835,19 @@ mod tests {
             assert_eq!(LAYOUT.plain_size(LAYOUT.cipher_size(plain).unwrap()), plain);
         }
         assert!(LAYOUT.cipher_size(i64::MAX as u64).is_err());
+    }
+
+    #[test]
+    fn pieces_end_where_blocks_do() {
+        for layout in [LAYOUT, Layout { block: 1016, ..LAYOUT }, Layout { block: 1 << 20, ..LAYOUT }] {
+            for (offset, len) in
+                [(0, 1 << 20), (5, 1 << 20), (4095, AT_ONCE), (1, AT_ONCE + 1), (u64::MAX, 9)]
+            {
+                let piece = layout.piece(offset, len);
+                assert!(piece > 0 && piece <= len);
+                assert!(piece == len || (offset + piece as u64) % layout.block == 0);
+            }
+        }
     }
 
     #[test]
