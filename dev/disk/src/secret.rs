@@ -118,7 +118,8 @@ fn ask_on(tty: &mut File, prompt: &str) -> Result<Vec<u8>, Errno> {
 }
 
 fn read_line(keys: &mut impl Read) -> Result<Vec<u8>, Errno> {
-    let mut line = Vec::new();
+    // Made once, so that no copy stays behind when it grows.
+    let mut line = Vec::with_capacity(MAX_LEN);
     let mut key = [0];
     loop {
         match keys.read(&mut key) {
