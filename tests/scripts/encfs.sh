@@ -209,6 +209,67 @@ settled
 check "the same by veduta mount -t gocryptfs" "$VEDUTA" mount -t gocryptfs -o "extpass=cat $TMP/pw" "$c" "$m"
 same "the file is there" ciao "$(cat "$m/ciao")"
 
+# Secrets: not in the log, not in a core, and not in memory for longer than they are needed.
+unmount
+settled
+rm -rf "$c" && mkdir "$c" cores control
+secret=$(head -c 18 /dev/urandom | base64 | tr +/ ab)
+key=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+echo "$secret" >pw3
+echo "$key" >key
+check "a volume of a given master key" "$VEDUTA" encfs init --passfile pw3 --scrypt-cost 10 --master-key --master-key-file key "$c"
+cat >remembers <<'PYTHON'
+import sys
+pid, words = sys.argv[1], sys.argv[2:]
+memory = open(f"/proc/{pid}/mem", "rb", 0)
+for line in open(f"/proc/{pid}/maps"):
+    range, may, *_ = line.split()
+    if may.startswith("rw"):
+        begin, end = (int(part, 16) for part in range.split("-"))
+        memory.seek(begin)
+        found = memory.read(end - begin)
+        for word in words:
+            if (bytes.fromhex(word[4:]) if word.startswith("hex:") else word.encode()) in found:
+                print(word)
+PYTHON
+# The oldest is the server; the other, its guardian, was there before any secret was.
+server() { pgrep -o -f "umfuseencf[s] .*$TMP"; }
+# forgotten SENTENCE: the server's memory holds where it is mounted, and neither password nor master key.
+forgotten() {
+    same "$1" "$m" "$(python3 remembers "$(server)" "$m" "$secret" "${secret:3:12}" "${secret:0:8}" "$key" "${key:0:20}" "hex:$key" "hex:${key:0:32}" "hex:${key:32}" | sort -u)"
+}
+check "a volume is mounted with everything logged" "$BIN/umfuseencfs" "$c" "$m" -o "passfile=$TMP/pw3,loglevel=trace,logfile=$TMP/secret.log"
+echo text >"$m/a file" && cat "$m/a file" >/dev/null
+check "the log tells of what was done" grep -q write secret.log
+same "and no secret" '' "$(grep -e "$secret" -e "$key" secret.log)"
+if [ "$HOW" = root ]; then
+    forgotten "the server has forgotten the password and the master key"
+    unmount
+    settled
+    check "the volume is mounted by its master key" "$BIN/umfuseencfs" "$c" "$m" -o "extpass=cat $TMP/key,masterkey"
+    forgotten "which is forgotten too"
+elif [ "$HOW" = user ]; then
+    refuse 1 'denied' "nobody else may look into the server's memory" head -c 1 "/proc/$(server)/mem"
+fi
+unmount
+settled
+# What leaves a core here, so that its absence tells something.
+{ (cd control && bash -c 'ulimit -c unlimited; kill -ABRT $$'); } 2>/dev/null
+if [ -n "$(ls control)" ]; then
+    (trap - EXIT; ulimit -c unlimited; cd cores && exec "$BIN/umfuseencfs" "$c" "$m" -f -o "passfile=$TMP/pw3") 2>>log &
+    pid=$!
+    check "it is mounted, and may leave a core" until_true 10 mounted "$m"
+    kill -ABRT $pid
+    wait $pid 2>/dev/null
+    same "a server that is aborted leaves none" '' "$(ls cores)"
+    check "and no mount" until_true 10 not_mounted "$m"
+else
+    skip "cores are not left in the working directory here" fine
+fi
+rm -rf "$c" && mkdir "$c"
+check "a volume to be damaged" "$VEDUTA" encfs init --passfile pw --scrypt-cost 10 "$c"
+ours
+
 # A block that somebody changed.
 head -c 50000 "$VEDUTA" >"$m/damaged"
 unmount
