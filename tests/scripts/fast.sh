@@ -11,7 +11,7 @@ ln -s ../mnt/file outer/into; ln -s "$TMP/mnt" outer/mount; ln -s nowhere outer/
 M="bind:$TMP/src:$TMP/mnt"
 
 view() { timeout -k 1 60 "$VEDUTA" run -N "$@"; }
-fast() { VEDUTA_FAST=1 view --mount "$M" "$@"; }
+fast() { view --mount "$M" "$@"; }
 # alike SENTENCE SCRIPT: the same with and without the fast path.
 alike() {
     local plain quick
@@ -153,7 +153,34 @@ for asked, _ in children: os.close(asked)
 print("wrong", wrong)
 END
 same "after mount(2) and umount2(2) returned, nobody sees what was there before" "wrong 0" "$(fast -- python3 race.py "${RACES:-25}" 2>&1)"
-same "nor in a view that was idle" "wrong 0" "$(VEDUTA_FAST=1 view -- sh -c "mount --bind src mnt && python3 race.py 5" 2>&1)"
+same "nor in a view that was idle" "wrong 0" "$(view -- sh -c "mount --bind src mnt && python3 race.py 5" 2>&1)"
+cat >locks.py <<'END'
+# A file is opened again and again while others mount: what was locked before stays locked.
+import ctypes, fcntl, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+T = os.environ["TMP"]
+os.makedirs(T + "/race/at", exist_ok=True)
+mounter = os.fork()
+if mounter == 0:
+    while True:
+        libc.mount((T + "/src").encode(), (T + "/race/at").encode(), b"none", 4096, None); libc.umount2((T + "/race/at").encode(), 2)
+held = open(T + "/full/file", "r+"); fcntl.lockf(held, fcntl.LOCK_EX)
+end, opened, lost = time.time() + float(sys.argv[1]), [], 0
+while time.time() < end:
+    opened += [os.open(T + "/full/file", os.O_RDONLY) for _ in range(100)]
+    asked = fcntl.fcntl(held, 36, b"\1\0" + bytes(30)) # F_OFD_GETLK of a write lock: whoever else has one
+    lost += asked[0] == 2
+    if lost: break
+    if len(opened) > 800:
+        for fd in opened: os.close(fd)
+        opened = []; fcntl.lockf(held, fcntl.LOCK_EX)
+os.kill(mounter, 9); os.waitpid(mounter, 0)
+print("lost", lost)
+END
+same "record locks stay while a file is opened and others mount" "lost 0" "$(fast -- python3 locks.py "${LOCKS:-2}" 2>&1)"
+if command -v strace >/dev/null; then
+    alike "strace inside shows the program's own calls" 'strace -o work/out -e trace=file,desc cat outer/file mnt/file && sed "s/0x[0-9a-f]*//g; s/[0-9]* vars//; s/st_[a-z]*=[^,}]*//g" work/out'
+fi
 
 if command -v gcc >/dev/null; then
     cat >own.c <<'END'

@@ -109,6 +109,8 @@ const PTRACE_ATTACH: u32 = 16;
 const PTRACE_SEIZE: u32 = 0x4206;
 /// See [`PR_SET_DUMPABLE`].
 const PR_SET_SECCOMP: u32 = 22;
+/// See [`PR_SET_DUMPABLE`].
+const PR_SET_SYSCALL_USER_DISPATCH: u32 = 59;
 const MAP_ANONYMOUS: u32 = 0x20;
 const SEEK_END: u32 = 2;
 
@@ -131,8 +133,8 @@ fn rule(row: &Row, level: Level, who: Who, fast: bool) -> Option<Rule> {
         Mount | Exec => true,
         // Before somebody is traced, the view grows for the last time. What one filter catches, the larger ones must.
         Task if row.name == "ptrace" => true,
-        // Not before the last filter is there: those that come later are added by this call.
-        Task if row.name == "seccomp" => fast && level >= Level::Files,
+        // Those that filter calls themselves do without the fast path.
+        Task if row.name == "seccomp" => fast && level >= Level::Mounted,
         Path | Task => level >= Level::Mounted,
         File => level >= Level::Files || (level == Level::Mounted && is_native_exception(row.name)),
         Identity => level >= Level::Mounted && who != Who::Root,
@@ -145,7 +147,7 @@ fn rule(row: &Row, level: Level, who: Who, fast: bool) -> Option<Rule> {
 
 /// Calls on descriptors that the engine serves even where files are the kernel's: what they say of a file is not what the kernel believes, or
 /// the descriptor is a directory's, a device's, a socket's, or one of `O_PATH`.
-fn is_native_exception(name: &str) -> bool {
+pub(crate) fn is_native_exception(name: &str) -> bool {
     let is_attribute = matches!(name, "fstat" | "fstatfs" | "fchmod" | "fchown") || name.contains("xattr");
     let is_directory = matches!(name, "getdents" | "getdents64" | "fchdir" | "fsync" | "fdatasync");
     is_attribute
@@ -161,16 +163,14 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
     match name {
         "prctl" => {
             let ours: &[u32] = if who == Who::AllRoot { &crate::who::PRCTLS } else { &[] };
-            let seccomp = fast.then_some(PR_SET_SECCOMP);
-            [PR_SET_DUMPABLE]
-                .into_iter()
-                .chain(seccomp)
-                .chain(ours.iter().copied())
-                .map(|operation| Test::Is(0, operation))
-                .collect()
+            let filters: &[u32] = if fast { &[PR_SET_SECCOMP, PR_SET_SYSCALL_USER_DISPATCH] } else { &[] };
+            let all = [&[PR_SET_DUMPABLE], filters, ours].concat();
+            all.into_iter().map(|operation| Test::Is(0, operation)).collect()
         }
         "getrlimit" | "setrlimit" => vec![Test::Is(0, crate::states::LIMIT)],
         "prlimit64" => vec![Test::Is(1, crate::states::LIMIT)],
+        // Growth adds its filters by this call.
+        "seccomp" => vec![Test::IsNot(5, veduta_trace::stop::OWN_FILTER)],
         "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
         // An address that has a path is longer than its family.

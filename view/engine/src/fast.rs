@@ -25,18 +25,21 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::Pid;
 use parking_lot::{Mutex, RwLock};
 use veduta_api::Result;
 use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement};
 use veduta_trace::sites::{self, Change, Patched};
 use veduta_trace::{Notification, Task};
 
-use crate::call::{Answer, Outcome};
-use crate::calls::CALLS;
+use crate::call::{Answer, Call, Outcome};
+use crate::calls::{CALLS, Family, Level, Row, is_native_exception};
 use crate::fast_watch::Watch;
+use crate::grow::Standing;
 use crate::mounts::{Service, Table, shown};
 use crate::serve::Source;
 use crate::standin::errno;
@@ -46,6 +49,8 @@ use crate::view::View;
 pub(crate) const GIVE: u64 = 7;
 /// Operation of the control call: the shim cannot be mapped.
 pub(crate) const UNDO: u64 = 8;
+/// Operation of the control call: the table changed while a file was opened, which has to be judged by what it says now.
+pub(crate) const SETTLE: u64 = 9;
 
 /// Objects below mount points that are told one by one.
 const MOST_BELOW: usize = 128;
@@ -63,13 +68,33 @@ const LIBRARIES: &[&str] = &[
 ];
 /// A cache of this many partitions is told by name.
 const PARTITIONS: u32 = 256;
+/// Filesystems (`statfs(2)`) whose objects keep their inode numbers, and where nobody changes anything without the kernel's knowledge:
+/// ext2 to ext4, XFS, Btrfs, tmpfs, ramfs, overlayfs, F2FS, SquashFS, EROFS, ISO 9660, JFS, ZFS, bcachefs, `/proc`, `/sys` and `/dev/pts`.
+const STEADY: &[i64] = &[
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x0102_1994,
+    0x8584_58f6,
+    0x794c_7630,
+    0xf2f5_2010,
+    0x7371_7368,
+    0xe0f5_e1e2,
+    0x9660,
+    0x3153_464a,
+    0x2fc1_2fc1,
+    0xca45_1a4e,
+    0x9fa0,
+    0x6265_6572,
+    0x1cd1,
+];
 
 /// Device, inode, time of change and size: the same file with the same content.
 pub(crate) type FileKey = [u64; 5];
 
 /// A loader, and what is changed in it.
 struct Loader {
-    patched: Patched,
+    patched: Patched<'static>,
     /// All in one page.
     changes: Vec<Change>,
     /// Where that page's changes begin and end. Addresses.
@@ -107,12 +132,16 @@ struct Inner {
     page: RwLock<Page>,
     key: (u64, u64),
     images: RwLock<Images>,
-    /// Some process filters calls, or might.
+    /// Some process filters calls, or might; or one is traced.
     filters: AtomicBool,
+    /// Filters of the engine itself.
+    own_filters: u32,
     /// Filters that growth has added.
     grown: AtomicU32,
     /// A call may be changing what mount points stand on.
     is_doubtful: AtomicBool,
+    /// Calls are not caught in the way that the shim goes with.
+    is_unfit: AtomicBool,
     /// Never again in this view.
     is_over: AtomicBool,
     /// What happens to mount points.
@@ -120,7 +149,7 @@ struct Inner {
     /// Devices of virtual trees that the kernel serves.
     planes: Mutex<Vec<u64>>,
     /// What the shim was told last; `None`: nothing, or nothing yet.
-    told: Mutex<Option<Facts>>,
+    told: Mutex<Option<(Facts, Level)>>,
     processes: AtomicU32,
     /// No mount is in `/etc`, which is a directory.
     plain_etc: AtomicBool,
@@ -132,9 +161,9 @@ struct Inner {
 pub(crate) struct Fast(Option<Inner>);
 
 impl Fast {
-    /// On if `VEDUTA_FAST=1` says so, and there is one for this machine.
+    /// On if there is one for this machine, and `VEDUTA_FAST=0` does not say otherwise.
     pub(crate) fn new() -> Self {
-        if std::env::var_os("VEDUTA_FAST").is_none_or(|word| word != "1") {
+        if std::env::var_os("VEDUTA_FAST").is_some_and(|word| word == "0") {
             return Self(None);
         }
         let make = || -> Result<Inner> {
@@ -148,7 +177,9 @@ impl Fast {
                 key: (data.dev(), data.ino()),
                 images: RwLock::default(),
                 filters: AtomicBool::new(false),
+                own_filters: Standing::of("self").unwrap_or_default().filters,
                 grown: AtomicU32::new(0),
+                is_unfit: AtomicBool::new(false),
                 is_over: AtomicBool::new(false),
                 is_doubtful: AtomicBool::new(false),
                 watch: Watch::new()?,
@@ -170,7 +201,15 @@ impl Fast {
 
     /// Whether there is one.
     pub(crate) fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.0.as_ref().is_some_and(|inner| !inner.is_unfit.load(Ordering::Relaxed))
+    }
+
+    /// There is none in this view: calls are caught in another way than by notification. Said before anything runs.
+    pub(crate) fn never(&self) {
+        if let Some(inner) = &self.0 {
+            inner.is_unfit.store(true, Ordering::Relaxed);
+        }
+        self.end("calls are not caught by notification");
     }
 
     /// How it is, for people.
@@ -198,17 +237,18 @@ impl Fast {
     }
 
     /// Tells the shim what is mounted. One at a time: the caller holds what guards the table.
-    pub(crate) fn tell(&self, table: &Table, identity: bool) {
+    pub(crate) fn tell(&self, view: &View, table: &Table) {
         let Some(inner) = &self.0 else { return };
         if inner.is_over.load(Ordering::SeqCst) {
             return;
         }
         // In this order: what happens in between is seen.
         inner.watch.renew(table);
-        let (facts, why_not) = inner.facts(table, identity);
-        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, shim::kind(row.name)?)));
+        let (facts, why_not) = inner.facts(table, !view.all_root);
+        let level = view.level();
+        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level)?)));
         let page = inner.page.read();
-        page.publish(&facts, numbers.filter(|(_, kind)| *kind != Kind::Trap));
+        page.publish(&facts, numbers);
         if inner.is_doubtful.load(Ordering::SeqCst) {
             // It will be told again.
             page.close();
@@ -220,7 +260,7 @@ impl Fast {
         let is_dir = std::fs::symlink_metadata("/etc").is_ok_and(|data| data.is_dir());
         let is_plain = is_dir && table.serving(FIRST_PATH).is_none() && !table.any_below(b"/etc");
         inner.plain_etc.store(is_plain && facts.paths, Ordering::Release);
-        *inner.told.lock() = Some(facts);
+        *inner.told.lock() = Some((facts, level));
         *inner.state.lock() = match why_not {
             None => "on".into(),
             Some(why) => format!("on for descriptors, off for paths: {why}"),
@@ -228,12 +268,12 @@ impl Fast {
     }
 
     /// Tells it again if it would be something else.
-    pub(crate) fn tell_if_changed(&self, table: &Table, identity: bool) {
+    pub(crate) fn tell_if_changed(&self, view: &View, table: &Table) {
         let Some(inner) = &self.0 else { return };
-        let (facts, _) = inner.facts(table, identity);
-        if inner.told.lock().as_ref() != Some(&facts) {
+        let (facts, _) = inner.facts(table, !view.all_root);
+        if inner.told.lock().as_ref() != Some(&(facts, view.level())) {
             self.close();
-            self.tell(table, identity);
+            self.tell(view, table);
         }
     }
 
@@ -360,7 +400,7 @@ impl Fast {
             return false;
         }
         if inner.is_over.load(Ordering::Relaxed)
-            || (inner.filters.load(Ordering::Acquire) && inner.is_filtered(task))
+            || (inner.filters.load(Ordering::Acquire) && inner.is_apart(task))
         {
             return false;
         }
@@ -396,6 +436,9 @@ impl Fast {
             let fd = inner.page.read().file().try_clone_to_owned().map_err(errno)?;
             return Ok(Answer::Fd { fd, close_on_exec: true, on_its_way: None });
         }
+        if args[0] == SETTLE {
+            return inner.settled();
+        }
         let loader = inner.images.read().loaders.get(args[2] as usize).cloned().ok_or(Errno::EINVAL)?;
         let base = args[1].checked_sub(loader.patched.address).ok_or(Errno::EINVAL)?;
         let memory = HostFile::options().write(true).open(format!("/proc/{}/mem", task.0)).map_err(errno)?;
@@ -417,6 +460,31 @@ impl Fast {
     pub(crate) fn filters(&self, task: Task) {
         let Some(inner) = &self.0 else { return };
         inner.filters.store(true, Ordering::SeqCst);
+        self.switch_off(task);
+    }
+
+    /// A process is about to be traced by another, which is to see the calls of the program.
+    pub(crate) fn is_traced(&self, call: &Call<'_>) {
+        let Some(inner) = &self.0 else { return };
+        inner.filters.store(true, Ordering::SeqCst);
+        let [request, pid, ..] = call.args;
+        let traced = if request == libc::PTRACE_TRACEME.into() {
+            call.task
+        } else {
+            // Numbers of another namespace are not ours: whoever has them is seen to be traced at its next program.
+            let space = |task: &str| std::fs::read_link(format!("/proc/{task}/ns/pid")).ok();
+            if space("self") != space(&call.task.0.to_string()) {
+                return;
+            }
+            Task(Pid::from_raw(pid as i32))
+        };
+        if Standing::of(&traced.0.to_string()).is_some_and(|its| its.filters > inner.own_filters) {
+            self.switch_off(traced);
+        }
+    }
+
+    /// All calls of a process come to the engine, until it runs another program.
+    fn switch_off(&self, task: Task) {
         // Where it is not mapped there is nothing to be switched off.
         if let Ok(memory) = HostFile::options().write(true).open(format!("/proc/{}/mem", task.0)) {
             let _ = memory.write_all_at(&1_u32.to_ne_bytes(), shim::SWITCH);
@@ -461,19 +529,24 @@ impl Inner {
         (facts, why_not)
     }
 
-    /// Whether a process has filters beside those of the view.
-    fn is_filtered(&self, task: Task) -> bool {
-        let count = |path: String| -> Option<u32> {
-            let text = std::fs::read(path).ok()?;
-            let text = String::from_utf8_lossy(&text);
-            text.lines().find_map(|line| line.strip_prefix("Seccomp_filters:")?.trim().parse().ok())
-        };
-        let own = count("/proc/self/status".into());
-        let its = count(format!("/proc/{}/status", task.0));
-        match (own, its) {
-            (Some(own), Some(its)) => its > own + 1 + self.grown.load(Ordering::Relaxed),
-            _ => true,
+    /// Whether a process has filters beside those of the view, or a tracer.
+    fn is_apart(&self, task: Task) -> bool {
+        let most = self.own_filters + 1 + self.grown.load(Ordering::Relaxed);
+        Standing::of(&task.0.to_string()).is_none_or(|its| its.filters > most || its.is_traced_by_others())
+    }
+
+    /// Waits until the table says something. `EAGAIN`: it takes long.
+    fn settled(&self) -> Outcome {
+        const LONG: Duration = Duration::from_millis(500);
+        let since = Instant::now();
+        while self.page.read().is_closed() {
+            if self.is_over.load(Ordering::SeqCst) || since.elapsed() > LONG {
+                return Err(Errno::EAGAIN);
+            }
+            crate::turn::stand_aside();
+            std::thread::sleep(Duration::from_millis(1));
         }
+        Ok(Answer::Value(0))
     }
 
     fn add_library(&self, images: &mut Images, path: &Path) -> Result<()> {
@@ -488,8 +561,8 @@ impl Inner {
         }
         let patched = sites::patch(&content, &wanted)?;
         let mut page = self.page.write();
-        let at = page.add(&patched.new)?;
-        let len = patched.new.len() as u64;
+        let at = page.add(&patched)?;
+        let len = patched.old.len() as u64;
         page.announce(&Replacement { file, offset: patched.offset, len, at })?;
         images.libraries.push(Library {
             device: file[0],
@@ -577,6 +650,13 @@ impl Inner {
     }
 }
 
+/// What the shim does with a call at a level. What is not caught is not to be judged, but for the mapping of libraries.
+fn kind_at(row: &Row, level: Level) -> Option<Kind> {
+    let kind = shim::kind(row.name)?;
+    let is_caught = level >= Level::Files || row.family != Family::File || is_native_exception(row.name);
+    Some(if is_caught || kind == Kind::Map { kind } else { Kind::Trap })
+}
+
 /// Calls that the shim takes.
 fn wanted(number: u32) -> bool {
     crate::calls::by_number(number).is_some_and(|row| shim::kind(row.name).is_some())
@@ -588,7 +668,8 @@ pub(crate) fn key_of(path: &Path) -> Result<FileKey> {
 }
 
 fn read_loader(path: &Path) -> Result<Loader> {
-    let patched = sites::patch(&std::fs::read(path).map_err(errno)?, &wanted)?;
+    let content = std::fs::read(path).map_err(errno)?;
+    let patched = sites::patch(&content, &wanted)?.into_owned();
     let pads = patched.changes.first().cloned().ok_or(Errno::ENOEXEC)?;
     // The process's own copy of the last page is not read again.
     if patched.old[(pads.address - patched.address) as usize..].iter().any(|byte| *byte != 0) {
@@ -634,11 +715,28 @@ fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
         }
         let path = Path::new(std::ffi::OsStr::from_bytes(&mount.target));
         match std::fs::symlink_metadata(path) {
-            Ok(data) => cover(path, &data, facts, &mut below)?,
-            Err(_) => list_parent(&mount.target, facts),
+            Ok(data) => {
+                steady(&mount.target)?;
+                cover(path, &data, facts, &mut below)?;
+            }
+            Err(_) => {
+                steady(crate::mounts::split(&mount.target).0)?;
+                list_parent(&mount.target, facts);
+            }
         }
     }
     Ok(())
+}
+
+/// Whether objects can be told by their numbers where a mount point is.
+fn steady(path: &[u8]) -> std::result::Result<(), String> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(shown(path)));
+    match rustix::fs::statfs(path) {
+        Ok(data) if !STEADY.contains(&data.f_type) => {
+            Err(format!("{} lies on a filesystem whose files are not told by their numbers", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The directory of a mount point that is not there is listed with it.

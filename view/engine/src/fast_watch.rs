@@ -196,9 +196,9 @@ fn watch(view: &View) {
                 view.fast.settle();
             }
             if matters || is_over {
-                view.fast.tell(&table, !view.all_root);
+                view.fast.tell(view, &table);
             } else {
-                view.fast.tell_if_changed(&table, !view.all_root);
+                view.fast.tell_if_changed(view, &table);
             }
         }
     }

@@ -45,8 +45,6 @@ pub(crate) fn before_exec(call: &Call<'_>, name: &str) -> Outcome {
 /// call has been answered. So the second does not wait for the first one's end, but until the first has asked all
 /// processes to stop: then it answers, and its process gets the larger filter before it can make another call.
 pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -> Result<()>) -> Result<()> {
-    // With the fast path calls on descriptors cost little, and whoever filters calls is to be known.
-    let level = if view.fast.is_on() { Level::Files } else { level };
     let growing = loop {
         if let Some(guard) = view.growing.try_lock() {
             break guard;
@@ -88,6 +86,7 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
     // The children of those that are still waited for go on, and may have the view grow further.
     drop(stopped);
     drop(growing);
+    view.tell_fast();
     while !parents.is_empty() {
         let (ready, waiting): (Vec<_>, Vec<_>) = parents.into_iter().partition(Attached::is_ready);
         for mut task in ready.into_iter().filter_map(|attached| attached.wait().ok()) {
@@ -201,19 +200,25 @@ pub(crate) fn is_traced_by_us(tid: Pid) -> bool {
 /// What tells a process of the view: it has a filter more than the engine (which has one too in many a container), or is
 /// traced by it.
 #[derive(Debug, Default, PartialEq)]
-struct Standing {
-    filters: u32,
+pub(crate) struct Standing {
+    /// Filters.
+    pub filters: u32,
     tracer: u32,
 }
 
 impl Standing {
+    /// Whether it has a tracer that is none of our threads.
+    pub(crate) fn is_traced_by_others(&self) -> bool {
+        self.tracer != 0 && !self.is_traced_by_us()
+    }
+
     /// Whether its tracer is one of our threads.
     fn is_traced_by_us(&self) -> bool {
         self.tracer != 0 && std::path::Path::new(&format!("/proc/self/task/{}", self.tracer)).exists()
     }
 
     /// `None` for a process that has ended.
-    fn of(pid: &str) -> Option<Self> {
+    pub(crate) fn of(pid: &str) -> Option<Self> {
         Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/status")).ok()?))
     }
 

@@ -165,17 +165,20 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         signals.add(signal);
     }
     signals.thread_block().map_err(system)?;
+    // In this order: the helper of the planes then has what the fast path watches with too, and outlives us. The kernel takes more than 10 ms
+    // to do away with it, and whoever closes it last waits for that.
+    let fast = crate::fast::Fast::new();
     let planes =
         crate::fuseplane::Planes::start(crate::fuseplane::Choice::from_environment()?).map_err(system)?;
     let mut view = View::new(catalogue, settings.name.clone(), home()?, planes);
     view.all_root = settings.all_root;
-    view.fast = crate::fast::Fast::new();
+    view.fast = fast;
     view.trace = parking_lot::Mutex::new(settings.trace.clone());
     view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);
     // Who is told something else than the truth needs to be heard.
     let catches = !settings.mounts.is_empty() || view.all_root;
     if catches {
-        view.set_level(if view.fast.is_on() { Level::Files } else { Level::Mounted });
+        view.set_level(Level::Mounted);
     }
     let view = Arc::new(view);
     if catches {

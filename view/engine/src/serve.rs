@@ -310,7 +310,9 @@ fn relieved(call: &Call<'_>) -> Outcome {
 
 /// Who serves which call.
 fn dispatch(call: &Call<'_>) -> Outcome {
-    if call.number == calls::CONTROL && matches!(call.args[0], crate::fast::GIVE | crate::fast::UNDO) {
+    if call.number == calls::CONTROL
+        && matches!(call.args[0], crate::fast::GIVE | crate::fast::UNDO | crate::fast::SETTLE)
+    {
         return call.view.fast.control(call.task, &call.args);
     }
     if call.number == calls::CONTROL {
@@ -341,6 +343,7 @@ fn dispatch(call: &Call<'_>) -> Outcome {
         Family::Task if row.name == "ptrace" => {
             // Until all that were attached for it have been let go.
             drop(call.view.growing.lock());
+            call.view.fast.is_traced(call);
             Ok(Answer::GoOn)
         }
         // prctl(PR_SET_DUMPABLE): a task that cannot be looked into cannot be served. Said to have been done, which is not

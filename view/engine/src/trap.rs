@@ -92,6 +92,9 @@ pub(crate) fn start(view: &Arc<View>, command: &Command) -> Result<(Box<dyn Trap
             // Whose listener it is gets the calls before a tracer does.
             continue;
         }
+        if mechanism != Mechanism::Notify {
+            view.fast.never();
+        }
         let mut trap = mechanism.trap(view);
         match trap.start(view, command) {
             Ok(child) => {

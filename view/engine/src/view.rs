@@ -154,7 +154,15 @@ impl View {
         let table = Arc::new(table);
         self.fast.close();
         *self.table.write() = Arc::clone(&table);
-        self.fast.tell(&table, !self.all_root);
+        self.fast.tell(self, &table);
+    }
+
+    /// Has the fast path know what is caught now.
+    pub(crate) fn tell_fast(&self) {
+        if self.fast.is_told() {
+            let _changing = self.changing.lock();
+            self.fast.tell_if_changed(self, &self.table());
+        }
     }
 
     /// Whether files with a descriptor of the host are handed out as such.
@@ -207,7 +215,7 @@ impl View {
         self.stand_ins.make_room();
         if let Some(_changing) = self.changing.try_lock() {
             // A plane may have been made, which closed the table.
-            self.fast.tell_if_changed(&self.table(), !self.all_root);
+            self.fast.tell_if_changed(self, &self.table());
         }
         let detached = std::mem::take(&mut *self.detached.lock());
         for mount in detached {

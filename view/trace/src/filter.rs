@@ -36,6 +36,8 @@ impl Verdict {
 pub enum Test {
     /// Argument `.0` is `.1`.
     Is(u8, u32),
+    /// Argument `.0` is not `.1`.
+    IsNot(u8, u32),
     /// Argument `.0` has at least one of the bits `.1`.
     HasAny(u8, u32),
     /// Argument `.0` has none of the bits `.1`.
@@ -227,6 +229,7 @@ fn test_code(test: Test, verdict: Verdict) -> Vec<libc::sock_filter> {
     let load = |argument: u8| plain(LOAD, ARGUMENTS + 8 * u32::from(argument));
     match test {
         Test::Is(argument, value) => vec![load(argument), branch(IF_EQUAL, value, 0, 1), verdict],
+        Test::IsNot(argument, value) => vec![load(argument), branch(IF_EQUAL, value, 1, 0), verdict],
         Test::HasAny(argument, bits) => vec![load(argument), branch(IF_ANY_BIT, bits, 0, 1), verdict],
         Test::HasNone(argument, bits) => vec![load(argument), branch(IF_ANY_BIT, bits, 1, 0), verdict],
         Test::AtLeast(argument, value) => vec![load(argument), branch(IF_AT_LEAST, value, 0, 1), verdict],
@@ -293,6 +296,7 @@ mod tests {
                 == Verdict::Notify.value()
         };
         assert!(hit(Test::Is(1, 5), 5) && !hit(Test::Is(1, 5), 6));
+        assert!(hit(Test::IsNot(1, 5), 6) && !hit(Test::IsNot(1, 5), 5));
         assert!(hit(Test::HasAny(1, 6), 2) && !hit(Test::HasAny(1, 6), 1));
         assert!(hit(Test::HasNone(1, 6), 1) && !hit(Test::HasNone(1, 6), 2));
         assert!(hit(Test::AtLeast(1, 6), 6) && !hit(Test::AtLeast(1, 6), 5));

@@ -271,12 +271,15 @@ impl Page {
         self.file.as_fd()
     }
 
-    /// Puts a part of a library behind what is there, and says where. `ENOSPC` if there is no room.
-    pub fn add(&mut self, content: &[u8]) -> Result<u64> {
+    /// Puts a library's changed code behind what is there, and says where. `ENOSPC` if there is no room.
+    pub fn add(&mut self, patched: &crate::sites::Patched<'_>) -> Result<u64> {
+        let content = &patched.old;
         let at = self.used;
         let end = at.checked_add(content.len().next_multiple_of(4096)).filter(|end| *end <= FILE);
         let end = end.ok_or(Errno::ENOSPC)?;
-        self.bytes(at, content.len()).copy_from_slice(content);
+        let place = self.bytes(at, content.len());
+        place.copy_from_slice(content);
+        patched.apply(place);
         self.used = end;
         Ok(at as u64)
     }
@@ -293,6 +296,11 @@ impl Page {
         }
         self.word32(IMAGE_COUNT).store(count as u32 + 1, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether every call comes to the engine.
+    pub fn is_closed(&self) -> bool {
+        self.word(GENERATION).load(Ordering::SeqCst) & 1 != 0
     }
 
     /// From now on every call comes to the engine, until [`publish`](Self::publish).

@@ -175,6 +175,8 @@ veduta_shim_start:
     syscall
     test %eax, %eax
     jnz .Lclose
+    movq $64, HOW+16(%rsp)           /* rounds */
+.Lopened:
     mov %rsp, %rsi
     call .Lobject
     jnz .Lclose
@@ -185,9 +187,37 @@ veduta_shim_start:
     jnz .Lclose
     mov (%r12), %r11
     cmp GENERATION(%rsp), %r11
-    jne .Lclose
+    jne 1f
     mov %r14, %rax
     jmp .Ldone
+    /* The table changed. To close the file would end the locks that the process has on it, and to open it again might be noticed by others:
+     * so it is judged again, by what the table says when it has been made. Each round waits for the engine. */
+1:  decq HOW+16(%rsp)
+    js .Lclose
+    mov $0x7ed0, %eax
+    mov $9, %edi
+    xor %esi, %esi
+    xor %edx, %edx
+    xor %r10d, %r10d
+    xor %r8d, %r8d
+    xor %r9d, %r9d
+    syscall
+    test %rax, %rax
+    jnz .Lclose
+    mov (%r12), %r11
+    mov %r11, GENERATION(%rsp)
+    test $1, %r11b
+    jnz 1b
+    mov NUMBER(%rsp), %eax
+    cmpb $0, KINDS(%r12,%rax)        /* nothing is decided here any more */
+    je .Lclose
+    mov $5, %eax                     /* fstat: the struct was written over where a path started */
+    mov %r14, %rdi
+    mov %rsp, %rsi
+    syscall
+    test %eax, %eax
+    jz .Lopened
+    jmp .Lclose
 .Lopen_failed:
     cmp $-4, %rax                    /* EINTR: the program's business, and nothing was opened */
     je .Ldone
@@ -433,7 +463,11 @@ veduta_shim_start:
 .Lowned:
     mov %rsp, %rsi
     call .Lobject
-    jz .Lnative
+    jnz .Ltrap
+.Lunchanged:
+    mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    je .Lnative
     jmp .Ltrap
 
 .Lfstat:
@@ -444,13 +478,19 @@ veduta_shim_start:
     mov %rbp, %rsi
     call .Lobject
     jnz .Ltrap
-    xor %eax, %eax
-    jmp .Ldone
+    xor %r14d, %r14d
+    jmp .Ldecided
 
 .Lmap:
     testl $0x20, R10(%rsp)           /* MAP_ANONYMOUS */
     jnz .Lnative
-    mov $5, %eax
+    mov RDX(%rsp), %eax
+    and $6, %eax
+    cmp $4, %eax                     /* to be run, and not to be written */
+    je 1f
+    cmpb $0, KINDS(%r12)             /* is read(2) not caught, then this is not either */
+    je .Lnative
+1:  mov $5, %eax
     mov %r8, %rdi
     mov %rsp, %rsi
     syscall

@@ -21,6 +21,7 @@
 //! - no call comes right before: that is how the C library makes calls in which threads can be cancelled, and who is cancelled in the
 //!   shim could not be unwound.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Register, RflagsBits};
@@ -55,19 +56,34 @@ pub struct Site {
 
 /// A library's code, changed.
 #[derive(Clone, Debug)]
-pub struct Patched {
+pub struct Patched<'f> {
     /// Where the code is in the file. Bytes.
     pub offset: u64,
     /// The same in memory, from the library's base on.
     pub address: u64,
     /// The code as it was, in whole pages.
-    pub old: Vec<u8>,
-    /// The code.
-    pub new: Vec<u8>,
+    pub old: Cow<'f, [u8]>,
     /// Its call sites.
     pub sites: Vec<Site>,
     /// What was changed, one by one; the pads come first.
     pub changes: Vec<Change>,
+}
+
+impl Patched<'_> {
+    /// Changes the code, of which this is a copy.
+    pub fn apply(&self, code: &mut [u8]) {
+        for change in &self.changes {
+            let at = (change.address - self.address) as usize;
+            if let Some(place) = code.get_mut(at..at + change.new.len()) {
+                place.copy_from_slice(&change.new);
+            }
+        }
+    }
+
+    /// The same without the file.
+    pub fn into_owned(self) -> Patched<'static> {
+        Patched { old: Cow::Owned(self.old.into_owned()), ..self }
+    }
 }
 
 struct Segment {
@@ -164,6 +180,8 @@ impl<'f> Elf<'f> {
         }
         let count = self.read::<4>(sum(header, 8)?)?;
         let mut found = Vec::new();
+        // Most functions have it in common with the one before.
+        let mut last = None;
         for index in 0..count {
             let entry = sum(header, 12 + index * 8)?;
             let start = header.wrapping_add_signed(self.signed(entry)?);
@@ -171,7 +189,12 @@ impl<'f> Elf<'f> {
             // Length, distance to what is common, beginning, length.
             let common = sum(description, 4)?;
             let common = common.wrapping_sub(self.read::<4>(common)?);
-            if !self.is_relative(common)? {
+            let is_relative = match last {
+                Some((at, is_relative)) if at == common => is_relative,
+                _ => self.is_relative(common)?,
+            };
+            last = Some((common, is_relative));
+            if !is_relative {
                 continue;
             }
             let begin = sum(description, 8)?;
@@ -265,7 +288,7 @@ struct Find {
 
 /// Finds the call sites of a library and rewrites those of calls that `wanted` names. `ENOEXEC` for a file that is no such library, or one
 /// that is not understood.
-pub fn patch(file: &[u8], wanted: &dyn Fn(u32) -> bool) -> Result<Patched> {
+pub fn patch<'f>(file: &'f [u8], wanted: &dyn Fn(u32) -> bool) -> Result<Patched<'f>> {
     let elf = Elf::parse(file)?;
     let code = &elf.code;
     let start = usize::try_from(code.offset).map_err(|_| Errno::ENOEXEC)?;
@@ -273,6 +296,7 @@ pub fn patch(file: &[u8], wanted: &dyn Fn(u32) -> bool) -> Result<Patched> {
     let mut functions = elf.unwound().or_else(|_| elf.exported())?;
     functions.sort_unstable();
     functions.dedup();
+    let calls: Vec<usize> = memchr::memmem::find_iter(bytes, &[0x0f, 0x05]).collect();
     let mut finds = Vec::new();
     for (address, len) in functions {
         let Some(from) = address.checked_sub(code.address) else { continue };
@@ -282,7 +306,8 @@ pub fn patch(file: &[u8], wanted: &dyn Fn(u32) -> bool) -> Result<Patched> {
         else {
             continue;
         };
-        if body.windows(2).any(|pair| pair == [0x0f, 0x05]) {
+        let next = calls.partition_point(|at| (*at as u64) < from);
+        if calls.get(next).is_some_and(|at| *at as u64 - from < len) {
             finds.extend(sites_of(body, address, wanted));
         }
     }
@@ -441,29 +466,41 @@ fn landings(bytes: &[u8], address: u64, finds: &[Find]) -> HashSet<u64> {
     if finds.is_empty() {
         return landed;
     }
-    let within = |target: u64| {
-        let next = finds.partition_point(|find| find.start < target);
-        next > 0 && target < finds[next - 1].start + finds[next - 1].len
-    };
-    for (at, opcode) in bytes.iter().enumerate() {
-        let long = match opcode {
-            0xe8 | 0xe9 => 1,
-            0x0f if bytes.get(at + 1).is_some_and(|next| (0x80..0x90).contains(next)) => 2,
-            0xeb | 0x70..=0x7f | 0xe0..=0xe3 => {
-                let Some(distance) = bytes.get(at + 1) else { continue };
-                let target = (address + at as u64 + 2).wrapping_add_signed(i64::from(*distance as i8));
-                if within(target) {
-                    landed.insert(target);
-                }
-                continue;
+    // One bit for each byte that is within a change, but not its first.
+    let mut changed = vec![0_u64; bytes.len() / 64 + 1];
+    for find in finds {
+        for at in (find.start + 1..find.start + find.len).map(|target| (target - address) as usize) {
+            if let Some(word) = changed.get_mut(at / 64) {
+                *word |= 1 << (at % 64);
             }
-            _ => continue,
-        };
-        let Ok(distance) = number::<4>(bytes, (at + long) as u64) else { continue };
-        let next = address + (at + long + 4) as u64;
-        let target = next.wrapping_add_signed(i64::from(distance as u32 as i32));
-        if within(target) {
-            landed.insert(target);
+        }
+    }
+    let mut land = |next: usize, distance: i64| {
+        let Some(at) = next.checked_add_signed(distance as isize) else { return };
+        if changed.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 != 0) {
+            landed.insert(address + at as u64);
+        }
+    };
+    let mut long = |at: usize| {
+        if let Some([a, b, c, d]) = bytes.get(at..at + 4) {
+            land(at + 4, i64::from(i32::from_le_bytes([*a, *b, *c, *d])));
+        }
+    };
+    for at in memchr::memchr2_iter(0xe8, 0xe9, bytes) {
+        long(at + 1);
+    }
+    for at in memchr::memchr_iter(0x0f, bytes) {
+        if bytes.get(at + 1).is_some_and(|next| (0x80..0x90).contains(next)) {
+            long(at + 2);
+        }
+    }
+    // Short ones come from near by.
+    for find in finds {
+        let near = (find.start - address) as usize;
+        for at in near.saturating_sub(130)..(near + find.len as usize + 128).min(bytes.len()) {
+            if let [0xeb | 0x70..=0x7f | 0xe0..=0xe3, distance] = bytes[at..].get(..2).unwrap_or_default() {
+                land(at + 2, i64::from(*distance as i8));
+            }
         }
     }
     landed
@@ -504,14 +541,19 @@ fn jump(from: u64, to: u64) -> [u8; 5] {
     [0xe9, a, b, c, d]
 }
 
-fn rewrite(elf: &Elf<'_>, bytes: &[u8], finds: &[Find]) -> Patched {
+fn rewrite<'f>(elf: &Elf<'f>, bytes: &'f [u8], finds: &[Find]) -> Patched<'f> {
     let code = &elf.code;
-    let mut old = bytes.to_vec();
     let whole = code.len.next_multiple_of(PAGE) as usize;
     // What a mapping shows behind the end: the file, or zeros behind its end.
-    let rest = elf.file.get((code.offset + code.len) as usize..).unwrap_or_default();
-    old.extend(rest.iter().take(whole - bytes.len()));
-    old.resize(whole, 0);
+    let rest = elf.file.get(code.offset as usize..).unwrap_or_default();
+    let old = match rest.get(..whole) {
+        Some(pages) => Cow::Borrowed(pages),
+        None => {
+            let mut old = [bytes, rest.get(bytes.len()..).unwrap_or_default()].concat();
+            old.resize(whole, 0);
+            Cow::Owned(old)
+        }
+    };
     let start = (code.address + code.len).next_multiple_of(16);
     let room = (code.address + whole as u64).saturating_sub(start) as usize;
     let mut pads = Pads { start, bytes: Vec::new(), room };
@@ -566,10 +608,5 @@ fn rewrite(elf: &Elf<'_>, bytes: &[u8], finds: &[Find]) -> Patched {
         let old = old[at..at + pads.bytes.len()].to_vec();
         changes.insert(0, Change { address: start, old, new: pads.bytes });
     }
-    let mut new = old.clone();
-    for change in &changes {
-        let at = (change.address - code.address) as usize;
-        new[at..at + change.new.len()].copy_from_slice(&change.new);
-    }
-    Patched { offset: code.offset, address: code.address, old, new, sites, changes }
+    Patched { offset: code.offset, address: code.address, old, sites, changes }
 }

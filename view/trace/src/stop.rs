@@ -469,7 +469,8 @@ impl Stopped {
         bytes.extend_from_slice(&(address + header as u64).to_ne_bytes());
         bytes.extend(code);
         Task(self.tid).write(address, &bytes)?;
-        let args = [libc::SECCOMP_SET_MODE_FILTER.into(), flags, address, 0, 0, 0];
+        // The kernel does not look at the last argument; a filter that catches this call lets ours pass.
+        let args = [libc::SECCOMP_SET_MODE_FILTER.into(), flags, address, 0, 0, OWN_FILTER.into()];
         match self.call(libc::SYS_seccomp as u32, args) {
             // It was root's when the view began, and is somebody else's now.
             Err(Errno::EACCES) => {
@@ -603,6 +604,8 @@ const NEW_LISTENER: u64 = 1 << 3;
 const WAIT_KILLABLE: u64 = 1 << 5;
 const ALL_THREADS: u64 = 1;
 const ERROR_IS_ESRCH: u64 = 1 << 4;
+/// The last argument of a `seccomp(2)` that the engine has a task make.
+pub const OWN_FILTER: u32 = 0x7665_6475;
 
 /// Adds a filter to the calling thread, and gives the number of its listener (which closes on exec), or 0 if it is to have none. For
 /// a child that is about to run its program: calls nothing that is not safe there.

@@ -37,7 +37,9 @@ fn listing(path: &Path) -> BTreeMap<u64, String> {
     text.lines().filter_map(line).collect()
 }
 
-fn check(path: &Path, patched: &Patched) {
+fn check(path: &Path, patched: &Patched<'_>) {
+    let mut new = patched.old.to_vec();
+    patched.apply(&mut new);
     let lines = listing(path);
     let name = path.display();
     let targets: HashSet<u64> = lines
@@ -52,13 +54,13 @@ fn check(path: &Path, patched: &Patched) {
     let (pads, changes) = patched.changes.split_first().unwrap();
     let within = |address: u64| (address - patched.address) as usize;
     let pads_end = pads.address + pads.new.len() as u64;
-    assert!(within(pads_end) <= patched.new.len(), "{name}: the pads fit");
+    assert!(within(pads_end) <= new.len(), "{name}: the pads fit");
     assert!(lines.range(pads.address..pads_end).next().is_none(), "{name}: the pads are where no code is");
     assert_eq!(changes.len(), patched.sites.len());
     for (change, site) in changes.iter().zip(&patched.sites) {
         let at = change.address;
         let end = at + change.old.len() as u64;
-        assert_eq!(change.old, patched.old[within(at)..within(end)], "{name}: {at:x}");
+        assert_eq!(change.old, &patched.old[within(at)..within(end)], "{name}: {at:x}");
         assert!(lines.contains_key(&at) && lines.contains_key(&end), "{name}: {at:x}: whole instructions");
         assert!(!(at + 1..end).any(|inner| targets.contains(&inner)), "{name}: {at:x}: nobody jumps into it");
         assert_eq!(lines[&site.address], "syscall", "{name}: {at:x}");
@@ -66,23 +68,23 @@ fn check(path: &Path, patched: &Patched) {
         let distance = i32::from_le_bytes(change.new[1..5].try_into().unwrap());
         let pad = (at + 5).wrapping_add_signed(i64::from(distance));
         assert!((pads.address..pads_end).contains(&pad), "{name}: {at:x}: the jump leads to a pad");
-        run(path, patched, pad, site, change);
+        run(path, patched, &new, pad, site, change);
     }
     // Nothing else has changed.
-    let mut back = patched.new.clone();
+    let mut back = new.clone();
     for change in &patched.changes {
         let at = within(change.address);
         back[at..at + change.old.len()].copy_from_slice(&change.old);
     }
-    assert!(back == patched.old, "{name}: only the sites are changed");
+    assert!(back == *patched.old, "{name}: only the sites are changed");
 }
 
 /// Follows a pad as the processor would, by its few kinds of instructions, to the shim; and what is behind the call.
-fn run(path: &Path, patched: &Patched, pad: u64, site: &sites::Site, change: &sites::Change) {
+fn run(path: &Path, patched: &Patched<'_>, new: &[u8], pad: u64, site: &sites::Site, change: &sites::Change) {
     let name = path.display();
     let code = |at: u64, len: usize| {
         let at = (at - patched.address) as usize;
-        &patched.new[at..at + len]
+        &new[at..at + len]
     };
     let distance = |at: u64| i64::from(i32::from_le_bytes(code(at, 4).try_into().unwrap()));
     let (mut at, mut rax, mut rcx) = (pad, None, None);
@@ -140,7 +142,7 @@ fn every_call_site_of_this_machine_is_rewritten_right_or_left_alone() {
         }
         let Ok(patched) = sites::patch(&bytes, &|number| WANTED.contains(&number)) else { continue };
         if patched.sites.is_empty() {
-            assert_eq!(patched.new, patched.old);
+            assert!(patched.changes.is_empty());
             continue;
         }
         libraries += 1;
