@@ -100,7 +100,8 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     } else {
         text.clone()
     };
-    let mut ways: Ways = Some(Vec::new());
+    let is_plain = crate::walk::is_cwd(dirfd) && call.root.is_none();
+    let mut ways: Ways = is_plain.then(Vec::new);
     for _ in 0..MAX_SCRIPTS {
         add_way(&mut ways, &script, &place);
         let file = Content::open(call, &place)?;
@@ -203,16 +204,17 @@ fn add_way(ways: &mut Ways, path: &[u8], place: &Place) {
         Place::Tree(..) => None,
     };
     match (ways.as_mut(), real) {
-        (Some(known), Some(real)) if path.starts_with(b"/") => known.push((path.to_vec(), real)),
+        (Some(known), Some(real)) => known.push((path.to_vec(), real)),
         _ => *ways = None,
     }
 }
 
 impl Plan {
     /// Whether the kernel, by itself, would run the very same files.
-    pub(crate) fn is_the_hosts(&self) -> bool {
+    pub(crate) fn is_the_hosts(&self, task: nix::unistd::Pid) -> bool {
         let is_found = |(path, real): &(Vec<u8>, Vec<u8>)| {
-            let found = std::fs::canonicalize(OsStr::from_bytes(path));
+            let from = format!("/proc/{task}/cwd");
+            let found = std::fs::canonicalize(Path::new(&from).join(OsStr::from_bytes(path)));
             found.is_ok_and(|found| found.as_os_str().as_bytes() == real.as_slice())
         };
         self.ways.as_ref().is_some_and(|ways| ways.iter().all(is_found))

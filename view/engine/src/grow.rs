@@ -197,6 +197,11 @@ pub(crate) fn is_traced_by_us(tid: Pid) -> bool {
     Standing::of(&tid.to_string()).is_some_and(|it| it.is_traced_by_us())
 }
 
+/// Whether somebody else does.
+pub(crate) fn is_traced_by_others(tid: Pid) -> bool {
+    Standing::of(&tid.to_string()).is_some_and(|it| it.tracer != 0 && !it.is_traced_by_us())
+}
+
 /// What tells a process of the view: it has a filter more than the engine (which has one too in many a container), or is
 /// traced by it.
 #[derive(Debug, Default, PartialEq)]

@@ -191,10 +191,10 @@ fn reach(call: &Call<'_>, path: &[u8]) -> Result<Option<Address>> {
     };
     match &found.place {
         Some(place @ Place::Tree(node, attr)) => {
+            call.may(place, WRITE)?;
             if attr.kind != Kind::Socket {
                 return Err(Errno::ECONNREFUSED);
             }
-            call.may(place, WRITE)?;
             if node.mount.of_host {
                 let real = node.shows().ok_or(Errno::ECONNREFUSED)?;
                 return Address::of_path(&real, path).map(Some);
