@@ -26,7 +26,7 @@ fi
 check "types lists every type" bash -c '"$1" types | grep -q "^iso9660" && "$1" types | grep -q "^ext2"' _ "$VEDUTA"
 check "types TYPE tells its options" bash -c '"$1" types iso9660 | grep -q norock' _ "$VEDUTA"
 check "types --json is JSON" bash -c '"$1" types --json | python3 -m json.tool' _ "$VEDUTA"
-for driver in umfuseext2 umfuseiso9660 umfusehello umdevmbr umdevramdisk umdevnull umfusessh; do
+for driver in umfuseext2 umfuseiso9660 umfusehello umfusetmpfs umdevmbr umdevramdisk umdevnull umfusessh; do
     check "$driver -h" "$BIN/$driver" -h
     check "$driver -V" "$BIN/$driver" -V
 done

@@ -185,6 +185,60 @@ print(sum(int(open('u%d' % n).read()) for n in range(200)))
 p = subprocess.Popen(['sleep', '9']); os.kill(p.pid, signal.SIGSTOP)
 print(os.WIFSTOPPED(os.waitpid(p.pid, os.WUNTRACED)[1])); p.send_signal(signal.SIGCONT); p.kill(); print(p.wait())
 P"
+    # Where a directory was listed from was kept for all who list it, by the number of the entry.
+    ! has python3 || like_native "whoever removes what he lists misses none, though others list it too" "python3 - <<'P'
+import os
+os.mkdir('d')
+for n in range(2000): os.mknod('d/%04d' % n + 'x' * 100)
+for n, entry in enumerate(os.scandir('d')):
+    os.unlink(entry.path)
+    if n % 50 == 0: os.listdir('d')
+print(os.listdir('d')); os.rmdir('d')
+P"
+    # A mapping that was written back in between brought back what was cut off.
+    ! has python3 || like_native "a file that is cut stays cut, though mappings are written back" "python3 - <<'P'
+import mmap, os
+fd = os.open('f', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 200000); m = mmap.mmap(fd, 200000)
+pids = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        while True: os.sync()
+    pids.append(pid)
+wrong = 0
+for n in range(150):
+    os.ftruncate(fd, 200000); m[:] = bytes([n + 1]) * 200000; os.ftruncate(fd, 100)
+    wrong += os.fstat(fd).st_size != 100; os.ftruncate(fd, 5000); wrong += os.pread(fd, 5000, 100) != bytes(4900)
+[os.kill(pid, 9) for pid in pids]; print(wrong)
+P"
+    ! has python3 || like_native "S65: 500 threads use paths at one time" "python3 - <<'P'
+import os, threading
+threading.stack_size(65536)
+start, failed = threading.Barrier(500), []
+def work(n):
+    start.wait()
+    try:
+        for turn in range(5):
+            name = 'f%d-%d' % (n, turn)
+            with open(name, 'w') as f: f.write(name)
+            os.rename(name, name + 'x'); assert os.stat(name + 'x').st_size == len(name) and os.path.lexists('.') and not os.path.exists(name)
+            with open(name + 'x') as f: assert f.read() == name
+            if turn < 4: os.unlink(name + 'x')
+    except Exception as error: failed.append(error)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(500)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(len(os.listdir('.')), failed[:3])
+P"
+    ! has python3 || like_native "datagrams go to a path without connect, with descriptors" "mkdir d; cd d; python3 - <<'P'
+import os, socket, array
+a, b = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in '12']
+a.bind('a'); b.bind(os.path.abspath('b')); print(a.sendto(b'one', 'b'), b.recv(9)); print(b.sendto(b'two', os.path.abspath('a')), a.recv(9))
+r, w = os.pipe(); print(a.sendmsg([b'th', b'ree'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [w]))], 0, 'b'))
+data, fds, *_ = socket.recv_fds(b, 9, 2); os.write(fds[0], b'through'); print(data, os.read(r, 9))
+for where in ('nowhere', '/'):
+    try: a.sendto(b'x', where)
+    except OSError as error: print(error.strerror)
+P"
     ! has python3 || like_native "S66: a signal ends a read of a fifo, or restarts it" "python3 - <<'P'
 import os, signal
 os.mkfifo('p'); r = os.open('p', os.O_RDWR)
@@ -281,6 +335,42 @@ elif [[ ${VEDUTA_TRAP-} = *trace ]]; then
 else
     check "B7: strace -f inside a view" bash -c "$(declare -f traced)"'; traced | grep -q ciao && grep -q exited st'
 fi
+
+# With programs of the host, and with those that a bind shows, which the engine could not have them run for being traced.
+if has gcc gdb; then
+    gcc -g -O0 -o debugged -x c - <<'END'
+#include <stdio.h>
+static int twice(int number) { return 2 * number; }
+int main(int argc, char **argv) {
+    FILE *file = fopen("m/greetings", "r");
+    int sum = 0;
+    for (int n = 0; n < 3; n++) sum += twice(n);
+    printf("%d %d %s\n", sum, argc, file ? "greeted" : "not greeted");
+    return sum;
+}
+END
+    debug() { "$@" gdb -nx -q -batch -ex 'set debuginfod enabled off' -ex 'break twice if number == 1' -ex 'run one' -ex backtrace -ex 'print number' -ex finish -ex 'info sharedlibrary' -ex continue ./debugged 2>&1 | sed 's/0x[0-9a-f]*/ADDRESS/g; s/process [0-9]*/process/'; }
+    native=$(debug timeout -k 1 30)
+    check "gdb does what is asked natively" grep -q 'Value returned is .2 = 2' <<<"$native"
+    same "S65: gdb in a view: break, run, backtrace, print, finish" "${native/not greeted/greeted}" "$(debug view --mount "ext2:$TMP/ext4.img:$TMP/m" --)"
+    same "S65: gdb where everything is bound over itself" "$native" "$(debug view --mount bind:/:/ --)"
+    ! has strace || same "strace where everything is bound over itself" "+++ exited with 6 +++" "$(view --mount bind:/:/ -- strace -e trace=none ./debugged 2>&1 | tail -n 1)"
+fi
+same "a mount is moved with those that are in it" "bin dir greetings link lost+found deep lost+found
+status 0" "$(in_view 'mount -t ext2 ext4.img m; mount -t ext2 other.img m/dir; touch m/dir/deep; mount --move m n; ls m; echo $(ls n) $(ls n/dir); umount n/dir; umount n; rm -f m/deep; mount -t ext2 other.img m; rm m/deep')"
+same "a tree in memory is mounted by the name of the kernel's" "1777 64M data
+touch: cannot touch '$TMP/m/x': Read-only file system
+status 1" "$(in_view "mount -t tmpfs -o size=64M none m; echo data >m/f; echo \$(stat -c %a m) \$(df --output=size -BM m | tail -n 1) \$(cat m/f); umount m; [ ! -e m/f ] && mount -t tmpfs -o ro none m; touch $TMP/m/x")"
+same "a loop device gets its image after it was opened, and lets go of it once" "0 1024
+0
+No such device or address" "$(view --mount "ext2:$TMP/ext4.img:$TMP/m" -- python3 -c "
+import fcntl, os
+control = os.open('/dev/loop-control', os.O_RDWR); name = '/dev/loop%d' % fcntl.ioctl(control, 0x4c82)
+device = os.open(name, os.O_RDWR); image = os.open('$TMP/other.img', os.O_RDWR)
+print(fcntl.ioctl(device, 0x4c00, image), os.pwrite(device, os.pread(device, 1024, 0), 0), flush=True)
+other = os.open(name, os.O_RDWR); print(fcntl.ioctl(other, 0x4c01))
+try: fcntl.ioctl(other, 0x4c01)
+except OSError as error: print(error.strerror)" 2>&1)"
 
 # The one that waits stopped once by the terminal and once more when told of it, so that fg stopped it again.
 cat >keys.py <<'END'
