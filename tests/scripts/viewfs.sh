@@ -4,6 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 oracle=$(realpath "$(dirname "$0")/../union-oracle")
 fsx=$(realpath "$(dirname "$0")/../fsx")
+filtered=$(realpath "$(dirname "$0")/../filtered")
 cd "$TMP" || exit 1
 export LC_ALL=C.UTF-8
 V=$BIN/umviewfs
@@ -255,6 +256,49 @@ else
     changes; ours=$(shown m); unmount "$TMP/m"
     same "fuse-overlayfs: here the same changes give the same tree" "$theirs" "$ours"
     same "fuse-overlayfs: an upper layer that was made here is the same tree there" "$ours" "$(foreign; shown m; end_foreign)"
+fi
+
+# --- Whiteouts that are names: layers of an image unpacked as they are, and fuse-overlayfs where it may make no device
+rm -rf a b l w m; mkdir -p a b/d/sub b/e b/g w m
+for n in f h d/a d/b d/sub/x e/k g/old; do echo below >b/$n; done
+mkdir -p l/d l/e l/g
+: >l/.wh.f; : >l/d/.wh.a; : >l/d/.wh.sub; : >l/e/.wh..wh..opq; : >l/.wh.g; echo new >l/g/new; echo n >l/e/n
+names() { (cd "$1" && find . -mindepth 1 | sort | xargs); }
+check "whiteouts by name: is mounted" "$V" -o "lowerdir=$TMP/l:$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+same "whiteouts by name: a name, a directory, an opaque directory, one made anew" "./d ./d/b ./e ./e/n ./g ./g/new ./h" "$(names m)"
+refuse 1 'No such file' "whiteouts by name: what is hidden is not found" cat m/f
+refuse 1 'No such file' "whiteouts by name: nor are they" cat m/.wh.f
+echo anew >m/f; mkdir m/d/sub; : >m/.wh.h; echo more >m/d/.wh.b
+same "whiteouts by name: a file of a user's that is named so hides nothing" "./.wh.h ./d ./d/.wh.b ./d/b ./d/sub ./e ./e/n ./f ./g ./g/new ./h" "$(names m)"
+mv m/.wh.h m/.wh.d; ln m/d/.wh.b m/.wh.e; : >m/.wh.e
+all="./.wh.d ./.wh.e ./d ./d/.wh.b ./d/b ./d/sub ./e ./e/n ./f ./g ./g/new ./h"
+same "whiteouts by name: nor does one that was renamed, or linked, to such a name" "$all" "$(names m)"
+unmount "$TMP/m"
+"$V" -o "lowerdir=$TMP/l:$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+same "whiteouts by name: all of it after a new mount" "$all" "$(names m)"
+rm -r m/.wh.* m/d m/e m/f m/g m/h
+same "whiteouts by name: rm -r leaves nothing" "" "$(names m)"
+unmount "$TMP/m"
+# As an upper layer: what it says, and that it is taken up.
+same "whiteouts by name: diff knows them" "A e/n A g/new D d/a D d/sub/ D e/k D f D g/old" \
+    "$("$VEDUTA" diff --lower b l | sort | xargs)"
+check "whiteouts by name: one is discarded" "$VEDUTA" discard l f
+check "whiteouts by name: the rest is committed" "$VEDUTA" commit --lower b l
+same "whiteouts by name: and done below" "./d ./d/b ./e ./e/n ./f ./g ./g/new ./h" "$(names b)"
+same "whiteouts by name: nothing is left of them" "" "$(find l b -name '.wh*')"
+if command -v fuse-overlayfs >/dev/null && [ "$HOW" != user ] && [ "$(uname -m)" = x86_64 ]; then
+    # Calls 133 and 259 are mknod and mknodat.
+    foreign_named() { "$filtered" 133=1 259=1 fuse-overlayfs -o "lowerdir=$TMP/b,upperdir=$TMP/a,workdir=$TMP/w" "$TMP/m" >/dev/null 2>&1; }
+    layers
+    check "fuse-overlayfs without devices mounts" foreign_named
+    changes; theirs=$(shown m); end_foreign
+    check "fuse-overlayfs without devices: its whiteouts are names" test -e a/.wh.x
+    same "fuse-overlayfs without devices: the same tree here" "$theirs" \
+        "$("$V" -o "lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"; shown m; unmount "$TMP/m")"
+    "$V" -o "redirect_dir=off,index=off,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+    echo again >m/x; mkdir m/y; rm m/f; rm -r m/e
+    ours=$(shown m); unmount "$TMP/m"
+    same "fuse-overlayfs without devices: what is changed here then is the same there" "$ours" "$(foreign_named; shown m; end_foreign)"
 fi
 
 # --- Write once

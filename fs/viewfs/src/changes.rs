@@ -15,7 +15,7 @@ use veduta_api::{
 
 use crate::copyup::{Content, real_mode, rename_new, write_all};
 use crate::file::MergedFile;
-use crate::layer::{Marks, is_whiteout};
+use crate::layer::{Marks, hidden_by, is_whiteout, whiteout_of};
 use crate::points::Point;
 use crate::state::own;
 use crate::table::{LayerNumber, Node, Part, Parts, Place};
@@ -61,6 +61,9 @@ impl Tree {
     fn below_has(&self, parent: &Node, to: LayerNumber, name: &OsStr) -> Result<bool> {
         for part in parent.parts().stack.iter().filter(|part| part.layer > to) {
             let layer = self.layer(part.layer);
+            if self.hides(&parent.parts(), part, name)? {
+                return Ok(layer.peek(part.ino, name)?.is_some_and(|(_, attr)| !is_whiteout(&attr)));
+            }
             if let Some((ino, attr)) = layer.find(part.ino, name)? {
                 let by_mark = part.has_xattr_whiteouts && attr.kind == Kind::File && attr.size == 0;
                 let is_white =
@@ -75,11 +78,43 @@ impl Tree {
     /// Whether a layer above the one that is written has a name.
     fn above_has(&self, parent: &Node, to: LayerNumber, name: &OsStr) -> Result<bool> {
         for part in parent.parts().stack.iter().filter(|part| part.layer < to) {
-            if self.layer(part.layer).peek(part.ino, name)?.is_some() {
+            if self.layer(part.layer).peek(part.ino, name)?.is_some()
+                || self.hides(&parent.parts(), part, name)?
+            {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Puts a whiteout that is a name (`.wh.NAME`) in our own form, before something is changed at NAME. With the names locked.
+    fn adopt_whiteout(&self, dir: &Part, parent: &Node, name: &OsStr) -> Result<()> {
+        if !self.hides(&parent.parts(), dir, name)? {
+            return Ok(());
+        }
+        let layer = self.layer(dir.layer);
+        match layer.find(dir.ino, name)? {
+            None => self.make_whiteout(dir, parent, name)?,
+            Some((ino, attr)) => {
+                // Both, in a layer of an image: it was made anew.
+                let is_directory = attr.kind == Kind::Directory;
+                let set = if is_directory { self.set_opaque(&*layer.fs, ino) } else { Ok(()) };
+                layer.fs.forget(ino, 1);
+                set?;
+            }
+        }
+        match whiteout_of(name) {
+            Some(whiteout) => layer.fs.unlink(dir.ino, &whiteout),
+            None => Ok(()),
+        }
+    }
+
+    /// Marks a file that is about to get a name like that of a whiteout, so that it is none.
+    pub(crate) fn mark_plain(&self, layer: LayerNumber, ino: Ino, kind: Kind, name: &OsStr) -> Result<()> {
+        if kind != Kind::File || hidden_by(name).is_none() || !self.has_below(layer) {
+            return Ok(());
+        }
+        self.fs(layer).setxattr(ino, &self.rules.prefix.name("veduta.plain"), b"y", XattrMode::Set)
     }
 
     /// Points of `except=` and `hide=` are as firm as mount points, and so is what leads to them.
@@ -127,6 +162,7 @@ impl Tree {
             if self.above_has(parent, to, name)? {
                 return Err(Errno::EEXIST);
             }
+            self.adopt_whiteout(&dir, parent, name)?;
             there = self.upper_has(&dir, name)?;
             below = there != There::Something && self.below_has(parent, to, name)?;
         }
@@ -134,7 +170,16 @@ impl Tree {
             return Err(Errno::EEXIST);
         }
         let fs = self.fs(to);
+        // A name that is like that of a whiteout: the file is marked before it has it.
+        let is_odd = hidden_by(name).is_some() && self.has_below(to);
+        if is_odd && !is_merged {
+            there = self.upper_has(&dir, name)?;
+            if there == There::Something {
+                return Err(Errno::EEXIST);
+            }
+        }
         let made = match there {
+            _ if is_odd => self.add_over_whiteout(&dir, name, kind, below, make),
             There::Whiteout => self.add_over_whiteout(&dir, name, kind, below, make),
             _ => match make(fs, dir.ino, name) {
                 // In a directory of the upper layer alone, which was not looked at.
@@ -218,6 +263,7 @@ impl Tree {
         let (entry, with) = make(fs, work, &temporary)?;
         let finish = || {
             self.inherit_acl(fs, dir.ino, entry.ino, kind)?;
+            self.mark_plain(dir.layer, entry.ino, entry.attr.kind, name)?;
             if kind != Kind::Directory {
                 return fs.rename(work, &temporary, dir.ino, name, RenameFlags::default());
             }
@@ -419,6 +465,8 @@ impl Tree {
             return Err(Errno::EEXIST);
         }
         let fs = self.fs(to);
+        self.adopt_whiteout(&dir, parent, name)?;
+        self.mark_plain(to, part.ino, node.kind, name)?;
         let entry = match self.upper_has(&dir, name)? {
             There::Something => return Err(Errno::EEXIST),
             There::Nothing if self.below_has(parent, to, name)? => return Err(Errno::EEXIST),
@@ -537,6 +585,7 @@ impl Tree {
         let dir = self.dir_up(parent)?;
         let dropped = {
             let _names = parent.names.lock();
+            self.adopt_whiteout(&dir, parent, name)?;
             let there = self.upper_has(&dir, name)?;
             if (there == There::Something) != (top_layer == to) {
                 // Somebody copied it up, or took it away, meanwhile.
@@ -669,6 +718,7 @@ impl Tree {
     pub(crate) fn force_whiteout(&self, parent: &Node, name: &OsStr) -> Result<()> {
         let dir = self.dir_up(parent)?;
         let _names = parent.names.lock();
+        self.adopt_whiteout(&dir, parent, name)?;
         match self.upper_has(&dir, name)? {
             There::Nothing => self.make_whiteout(&dir, parent, name),
             There::Whiteout => Ok(()),
@@ -867,6 +917,8 @@ impl Tree {
         if !is_there(&dir, name, &part)? {
             return Ok(None);
         }
+        self.adopt_whiteout(&dir, parent, name)?;
+        self.adopt_whiteout(&new_dir, new_parent, new_name)?;
         let there = self.upper_has(&new_dir, new_name)?;
         if target.is_none() && there == There::Something {
             return Ok(None);
@@ -877,6 +929,10 @@ impl Tree {
         self.prepare_directory(source, &part, below_new)?;
         if let (Some(target), Some(other)) = (target, &other) {
             self.prepare_directory(target, other, below)?;
+        }
+        self.mark_plain(to, part.ino, source_node.kind, new_name)?;
+        if let Some(other) = &other {
+            self.mark_plain(to, other.ino, target_node.map_or(Kind::File, |node| node.kind), name)?;
         }
         if flags.exchange {
             fs.rename(dir.ino, name, new_dir.ino, new_name, flags)?;

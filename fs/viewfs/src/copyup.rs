@@ -173,6 +173,7 @@ impl Tree {
             if !self.table.lock().is_at(node.ino, parent.ino, &old_name) {
                 continue;
             }
+            self.mark_plain(part.layer, part.ino, node.kind, &old_name)?;
             // Known before it can be found.
             self.table.lock().add_key(node.ino, key);
             let before = fs.getattr(dir.ino)?;

@@ -13,8 +13,13 @@
 //! | `veduta.owner` | a user's copy of somebody else's node | owner, group and octal mode that it had below, and owner and group of the copy |
 //! | `veduta.names` | a file with hard links that was copied up | how many names it has in the merged tree |
 //! | `veduta.layers` | the root of an upper layer | the layers below it, one path a line |
+//! | `veduta.plain` | a file | it is named `.wh.NAME` since a user named it so, and hides nothing |
 //!
 //! The first five are overlayfs's own (Documentation/filesystems/overlayfs.rst); it hides the others from its users.
+//!
+//! Other unions, and layers of container images that were unpacked as they are, say the same by names (OCI image specification,
+//! layer.md): an empty file `.wh.NAME` hides NAME in the layers below, and a directory that holds `.wh..wh..opq` is opaque. Both are
+//! read; where such a name is changed the whiteout is put in the other form.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -22,8 +27,24 @@ use std::sync::Arc;
 
 use veduta_api::{Attr, Device, Errno, Filesystem, Ino, Kind, Result};
 
-/// A file by which fuse-overlayfs says once more that a directory is opaque: its attribute says so too. It is not shown.
+/// A file by which other unions say that a directory is opaque. It is not shown.
 pub(crate) const FOREIGN_OPAQUE: &str = ".wh..wh..opq";
+
+/// What the name of a whiteout by name begins with.
+const FOREIGN_WHITEOUT: &str = ".wh.";
+
+/// The name that a whiteout of this name would hide.
+pub(crate) fn hidden_by(name: &OsStr) -> Option<&OsStr> {
+    let hidden = name.as_bytes().strip_prefix(FOREIGN_WHITEOUT.as_bytes())?;
+    (!hidden.is_empty() && name != FOREIGN_OPAQUE).then(|| OsStr::from_bytes(hidden))
+}
+
+/// The name of a whiteout by name. `None` if that would be too long for a name.
+pub(crate) fn whiteout_of(name: &OsStr) -> Option<OsString> {
+    let mut whiteout = OsString::from(FOREIGN_WHITEOUT);
+    whiteout.push(name);
+    (whiteout.len() <= 255).then_some(whiteout)
+}
 
 /// One tree.
 pub(crate) struct Layer {
@@ -46,6 +67,26 @@ impl Layer {
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a directory has a whiteout by name for a name.
+    pub(crate) fn has_named_whiteout(&self, prefix: Prefix, dir: Ino, name: &OsStr) -> Result<bool> {
+        let Some(whiteout) = whiteout_of(name) else { return Ok(false) };
+        let Some((ino, attr)) = self.find(dir, &whiteout)? else { return Ok(false) };
+        let is = self.is_named_whiteout(prefix, ino, &attr);
+        self.fs.forget(ino, 1);
+        is
+    }
+
+    /// Whether a node with the name of a whiteout is one.
+    pub(crate) fn is_named_whiteout(&self, prefix: Prefix, ino: Ino, attr: &Attr) -> Result<bool> {
+        let may_be = attr.kind == Kind::File && attr.size == 0;
+        Ok(may_be && !prefix.read(&*self.fs, ino)?.plain)
+    }
+
+    /// Whether a file in a directory says that it is opaque.
+    pub(crate) fn is_opaque_by_name(&self, dir: Ino) -> Result<bool> {
+        Ok(self.peek(dir, OsStr::new(FOREIGN_OPAQUE))?.is_some())
     }
 }
 
@@ -96,6 +137,7 @@ pub(crate) struct Marks {
     pub(crate) base: Option<(i64, u32)>,
     pub(crate) names: Option<u32>,
     pub(crate) owner: Option<LostOwner>,
+    pub(crate) plain: bool,
 }
 
 /// Whose a node was of which a user has made a copy that is the user's own.
@@ -214,6 +256,7 @@ impl Prefix {
                     marks.base = seconds.zip(nanos);
                 }
                 Some(b"veduta.names") => marks.names = number(&value),
+                Some(b"veduta.plain") => marks.plain = true,
                 Some(b"veduta.owner") => marks.owner = LostOwner::parse(&value),
                 Some(_) => {}
             }
@@ -238,6 +281,18 @@ mod tests {
         for nonsense in [&b""[..], b"/", b"..", b"a/b", b"/a//b", b"/a/../b", b"/.", b"a\0", b"/a/"] {
             assert_eq!(Redirect::parse(nonsense), None, "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn a_whiteout_by_name_hides_one_name() {
+        let hidden = |name: &str| hidden_by(OsStr::new(name)).map(OsStr::to_owned);
+        assert_eq!(hidden(".wh.a"), Some("a".into()));
+        assert_eq!(hidden(".wh..wh.a"), Some(".wh.a".into()));
+        for plain in ["a", ".wh.", ".wh", "a.wh.b", FOREIGN_OPAQUE] {
+            assert_eq!(hidden(plain), None, "{plain}");
+        }
+        assert_eq!(whiteout_of(OsStr::new("a")), Some(".wh.a".into()));
+        assert_eq!(whiteout_of(OsStr::new(&"n".repeat(252))), None);
     }
 
     #[test]

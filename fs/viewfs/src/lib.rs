@@ -16,8 +16,9 @@
 //!   what the kernel copied up are those of the copies.
 //! * Renames of directories with parts below are marks (`redirect`) that the kernel follows in `trusted.overlay.*` only, and that
 //!   fuse-overlayfs does not know: `redirect_dir=off` gives `EXDEV` instead, as overlayfs does. The same holds for `metacopy=on`.
-//! * Other unions show `.veduta-work` if it stayed for the sake of hard links: `index=off` breaks them instead. Whiteouts by name
-//!   (`.wh.NAME`), which fuse-overlayfs makes where it may make no device 0/0 (before Linux 5.8), are not read; its `.wh..wh..opq` is.
+//! * Other unions show `.veduta-work` if it stayed for the sake of hard links: `index=off` breaks them instead.
+//! * Whiteouts by name (`.wh.NAME`) are read, not made, and not on the path that a renamed directory has below. An empty file that a user
+//!   names so is marked as one that hides nothing; fuse-overlayfs does not know that mark.
 //! * The whiteout of `renameat2(2)` (an overlay on top of this tree) is `EINVAL`; so is a device 0/0, which would be one: `EPERM`.
 //! * In FUSE, files that may still be copied up are read through the page cache and not by the kernel's passthrough: it wants one backing
 //!   file for all openings of a node, and would map the lower file for whoever writes the copy. Small ones are put into the cache

@@ -254,7 +254,7 @@ impl Tree {
     }
 
     /// Whether a layer has others below it, so that marks in it mean something.
-    fn has_below(&self, layer: LayerNumber) -> bool {
+    pub(crate) fn has_below(&self, layer: LayerNumber) -> bool {
         usize::from(layer) + 1 < self.union
     }
 
@@ -314,7 +314,17 @@ impl Tree {
                     break;
                 }
             }
-            let Some((ino, mut attr)) = found else { continue };
+            let Some((ino, mut attr)) = found else {
+                match (&below, sought) {
+                    (Below::Name(name), Some(part)) if self.hides(&parts, part, name)? => break,
+                    _ => continue,
+                }
+            };
+            let may_hide = top.is_none() && self.has_below(number) && layer::hidden_by(name).is_some();
+            if may_hide && layer.is_named_whiteout(self.rules.prefix, ino, &attr)? {
+                layer.fs.forget(ino, 1);
+                continue;
+            }
             held.stack.push(Part {
                 layer: number,
                 ino,
@@ -358,8 +368,11 @@ impl Tree {
                 Some(Redirect::Path(names)) => below = Below::Path(names.clone()),
                 None => {}
             }
-            let goes_on =
-                if is_directory { !marks.opaque } else { marks.metacopy && attr.kind == Kind::File };
+            let goes_on = if is_directory {
+                !marks.opaque && !self.is_opaque_by_name(&parts, number, ino, sought, name)?
+            } else {
+                marks.metacopy && attr.kind == Kind::File
+            };
             if !is_directory && goes_on {
                 data = held.stack.len();
             }
@@ -385,6 +398,31 @@ impl Tree {
         let mut found = Found { parts, attr, marks, points, write_to: parent.write_to };
         self.find_link(&mut found)?;
         Ok(Some(found))
+    }
+
+    /// Whether a part of a directory says by a file `.wh.NAME` that nothing below it shows at a name.
+    pub(crate) fn hides(&self, parts: &Parts, part: &Part, name: &OsStr) -> Result<bool> {
+        let has_more = parts.stack.last().is_some_and(|last| last.layer > part.layer);
+        if !has_more || !self.has_below(part.layer) {
+            return Ok(false);
+        }
+        self.layer(part.layer).has_named_whiteout(self.rules.prefix, part.ino, name)
+    }
+
+    /// Whether a directory of a layer, found at a name in a part, is opaque by what the names in it or beside it say.
+    fn is_opaque_by_name(
+        &self,
+        parts: &Parts,
+        number: LayerNumber,
+        ino: Ino,
+        sought: Option<&Part>,
+        name: &OsStr,
+    ) -> Result<bool> {
+        if !self.has_below(number) {
+            return Ok(false);
+        }
+        let is_beside = sought.map_or(Ok(false), |part| self.hides(parts, part, name))?;
+        Ok(is_beside || self.layer(number).is_opaque_by_name(ino)?)
     }
 
     /// Whether a name is ours, or the family's.
@@ -585,7 +623,7 @@ impl Tree {
         for (index, part) in parts.stack.iter().enumerate() {
             let is_last = index + 1 == parts.stack.len();
             let raw = self.list_part(part, opened.get(index).and_then(Option::as_ref))?;
-            let gone = match part.store {
+            let mut gone = match part.store {
                 Some((over, store)) => store::deleted(self.layer(over), store)?,
                 None => Vec::new(),
             };
@@ -594,6 +632,10 @@ impl Tree {
             }
             for mut entry in raw {
                 if self.is_hidden(node, &entry.name) {
+                    continue;
+                }
+                if self.is_named_whiteout_entry(part, &entry)? {
+                    gone.extend(layer::hidden_by(&entry.name).map(OsStr::to_owned));
                     continue;
                 }
                 if seen.contains(&entry.name) {
@@ -627,6 +669,9 @@ impl Tree {
                     seen.insert(entry.name.clone());
                 }
                 listed.push(entry);
+            }
+            for name in &gone {
+                directories.remove(name);
             }
             seen.extend(gone);
         }
@@ -670,6 +715,18 @@ impl Tree {
         is
     }
 
+    fn is_named_whiteout_entry(&self, part: &Part, entry: &Listed) -> Result<bool> {
+        let may_be = matches!(entry.kind, Some(Kind::File) | None) && self.has_below(part.layer);
+        if !may_be || layer::hidden_by(&entry.name).is_none() {
+            return Ok(false);
+        }
+        let layer = self.layer(part.layer);
+        let Some((ino, attr)) = layer.find(part.ino, &entry.name)? else { return Ok(false) };
+        let is = layer.is_named_whiteout(self.rules.prefix, ino, &attr);
+        layer.fs.forget(ino, 1);
+        is
+    }
+
     fn list_points(&self, points: &Points, listed: &mut Vec<Listed>) -> Result<()> {
         for (name, point) in points.names() {
             listed.retain(|entry| entry.name != name);
@@ -697,7 +754,12 @@ impl Tree {
             if part.store.is_some_and(|(over, _)| over != part.layer) {
                 gone.extend(stored.iter().cloned());
             }
+            let mut hidden = Vec::new();
             for entry in self.list_part(part, None)? {
+                if self.is_named_whiteout_entry(part, &entry)? {
+                    hidden.extend(layer::hidden_by(&entry.name).map(OsStr::to_owned));
+                    continue;
+                }
                 if gone.contains(&entry.name) || entry.name == layer::FOREIGN_OPAQUE && self.union > 1 {
                     continue;
                 }
@@ -708,6 +770,7 @@ impl Tree {
                 }
             }
             gone.extend(stored);
+            gone.extend(hidden);
         }
         Ok(true)
     }

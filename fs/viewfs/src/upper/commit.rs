@@ -21,6 +21,7 @@ use veduta_api::{
 use super::diff::{Comparison, xattrs};
 use super::{Change, Upper, Watch, What, components, walk};
 use crate::copyup::copy_file;
+use crate::layer::whiteout_of;
 use crate::state::{self, State, own};
 use crate::tree::Tree;
 
@@ -147,7 +148,8 @@ impl Upper {
         let mut at = above.len();
         let mut found = None;
         if let Some(dir) = walk(fs, self.place.root, above)? {
-            found = fs.lookup(dir, last).ok();
+            let whiteout = || fs.lookup(dir, &whiteout_of(last)?).ok();
+            found = fs.lookup(dir, last).ok().or_else(whiteout);
         }
         while found.is_none() && at > 0 {
             at -= 1;

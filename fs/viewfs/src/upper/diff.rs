@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use veduta_api::{Attr, Entry, Errno, File, Filesystem, Ino, Kind, MountError, OpenFlags, Result};
 
 use super::{Upper, Watch, path_of, raw_names};
-use crate::layer::Prefix;
+use crate::layer::{FOREIGN_OPAQUE, Prefix, hidden_by, whiteout_of};
 use crate::tree::Tree;
 use crate::{state, store};
 
@@ -150,7 +150,13 @@ impl Comparison<'_> {
     ) -> Result<()> {
         let mut names: BTreeSet<OsString> = BTreeSet::new();
         match task.raw {
-            Some(raw) => names.extend(raw_names(self.upper.fs(), raw)?),
+            Some(raw) => {
+                for name in raw_names(self.upper.fs(), raw)? {
+                    names.extend(hidden_by(&name).map(OsStr::to_owned));
+                    names.insert(name);
+                }
+                names.remove(OsStr::new(FOREIGN_OPAQUE));
+            }
             None => {
                 names.extend(
                     task.merged.map(|dir| raw_names(self.merged, dir)).transpose()?.unwrap_or_default(),
@@ -197,7 +203,13 @@ impl Comparison<'_> {
         let fs = self.upper.fs();
         let Some(entry) = find(fs, Some(dir), name)? else { return Ok(Plain::Absent) };
         let marks = self.upper.prefix.read(fs, entry.ino)?;
-        let is = !marks.opaque && marks.redirect.is_none();
+        let has = |dir, name: &OsStr| Ok(find(fs, Some(dir), name)?.is_some());
+        let is_replaced = match whiteout_of(name) {
+            Some(whiteout) => has(dir, &whiteout)?,
+            None => false,
+        };
+        let is_opaque = marks.opaque || is_replaced || has(entry.ino, OsStr::new(FOREIGN_OPAQUE))?;
+        let is = !is_opaque && marks.redirect.is_none();
         Ok(if is { Plain::Is(entry.ino) } else { Plain::IsNot })
     }
 

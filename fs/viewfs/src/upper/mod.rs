@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use veduta_api::{Errno, Filesystem, Ino, Kind, MountError, Result};
 
-use crate::layer::Prefix;
+use crate::layer::{Prefix, whiteout_of};
 use crate::setup::{Mode, Place, Setup};
 use crate::state::{self, State};
 use crate::tree::Tree;
@@ -187,7 +187,12 @@ impl Upper {
     /// Takes a name out of the layer as it is, with all that is below.
     fn discard_name(&self, state: &State, dir: Ino, name: &OsStr) -> Result<()> {
         let fs = self.fs();
-        let entry = fs.lookup(dir, name)?;
+        // A deletion may be a name of its own; both stand for something that was made anew.
+        let is_hidden = whiteout_of(name).is_some_and(|whiteout| fs.unlink(dir, &whiteout).is_ok());
+        let entry = match fs.lookup(dir, name) {
+            Err(Errno::ENOENT) if is_hidden => return Ok(()),
+            entry => entry?,
+        };
         if entry.attr.kind != Kind::Directory {
             if entry.attr.nlink == 2 {
                 // The other name may be the one by which hard links find it.
