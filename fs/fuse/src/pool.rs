@@ -194,13 +194,18 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until this worker is needed. `false` if it is to end, as when it was not needed for long. It counts as idle before and after, and not meanwhile.
-    fn park(&self, most: usize) -> bool {
+    /// Waits until this worker is needed, if `wanted` others wait for requests, or until it was not for long. It counts as idle before, and
+    /// after unless it ends.
+    fn park(&self, wanted: usize, most: usize) -> Parked {
         let mut state = self.state.lock();
-        if state.parked >= most || state.ended {
-            return false;
+        // At once: of two that find each other idle, and leave, nobody would be left.
+        let leave = |idle: usize| if idle > wanted { Some(idle - 1) } else { None };
+        if self.idle.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave).is_err() {
+            return Parked::GoesOn;
         }
-        self.idle.fetch_sub(1, Ordering::AcqRel);
+        if state.parked >= most || state.ended {
+            return Parked::Ends;
+        }
         state.parked += 1;
         let until = Instant::now() + PARKED;
         while state.calls == 0 && !state.ended {
@@ -209,13 +214,14 @@ impl Shared {
             }
         }
         state.parked -= 1;
-        let is_called = state.calls > 0;
-        if is_called {
+        if state.calls > 0 {
             state.calls -= 1;
-        } else {
-            self.idle.fetch_add(1, Ordering::AcqRel);
+            if !state.ended {
+                return Parked::GoesOn;
+            }
+            self.idle.fetch_sub(1, Ordering::AcqRel);
         }
-        is_called && !state.ended
+        Parked::Ends
     }
 
     /// Gives back memory: there is nothing to do.
@@ -236,6 +242,15 @@ impl Shared {
         self.called.notify_one();
         true
     }
+}
+
+/// What becomes of a worker that is not needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parked {
+    /// It waits for requests, and counts as idle.
+    GoesOn,
+    /// It ends, and counts no longer.
+    Ends,
 }
 
 /// How many workers wait for requests at the same time.
@@ -282,11 +297,14 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, crew: Crew) -> st
     shared.idle.fetch_add(1, Ordering::AcqRel);
     let started = std::thread::Builder::new().name("fuse-worker".into()).spawn(move || {
         let shared = shared_too;
+        let mut is_idle = true;
         if shared.running.take_slot() {
-            serve(&mut worker, &shared, crew);
+            is_idle = serve(&mut worker, &shared, crew);
             shared.running.leave_slot();
         }
-        shared.idle.fetch_sub(1, Ordering::AcqRel);
+        if is_idle {
+            shared.idle.fetch_sub(1, Ordering::AcqRel);
+        }
         drop(worker);
         shared.state.lock().workers -= 1;
         shared.changed.notify_all();
@@ -299,17 +317,21 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, crew: Crew) -> st
     Ok(())
 }
 
-/// Serves until the connection ends, or until there are more workers than wanted. Counts as idle before and after.
-fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) {
+/// Serves until the connection ends, or until there are more workers than wanted. Counts as idle before; whether it does after.
+fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool {
     let mut served = 0_u32;
     let mut looks = 0;
     loop {
         match worker.receive() {
             Ok(true) => {}
-            Ok(false) => return shared.end(),
+            Ok(false) => {
+                shared.end();
+                return true;
+            }
             Err(error) => {
                 tracing::error!("reading from /dev/fuse: {error}; the mount ends");
-                return shared.end();
+                shared.end();
+                return true;
             }
         }
         shared.leave_idle();
@@ -323,8 +345,9 @@ fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) {
                 shared.want_more();
             }
         }
-        if shared.idle.fetch_add(1, Ordering::AcqRel) >= wanted && !shared.park(crew.most) {
-            return;
+        let is_spare = shared.idle.fetch_add(1, Ordering::AcqRel) >= wanted;
+        if is_spare && shared.park(wanted, crew.most) == Parked::Ends {
+            return false;
         }
     }
 }
@@ -473,5 +496,46 @@ impl Watcher {
         when.next = Instant::now() + when.pause;
         when.pause = (when.pause * 2).min(SLOWEST);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two that found each other idle both parked once, and the mount hung: seen on a busy machine.
+    #[test]
+    fn the_last_worker_that_waits_does_not_park() {
+        let shared = Arc::new(Shared::new());
+        shared.idle.store(2, Ordering::Release);
+        let other = {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.park(1, 2))
+        };
+        while shared.state.lock().parked == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(shared.idle.load(Ordering::Acquire), 1);
+        assert_eq!(shared.park(1, 2), Parked::GoesOn);
+        assert_eq!(shared.idle.load(Ordering::Acquire), 1);
+        assert!(shared.call());
+        assert_eq!(other.join().unwrap(), Parked::GoesOn);
+        assert_eq!(shared.idle.load(Ordering::Acquire), 2);
+    }
+
+    #[test]
+    fn a_worker_that_is_not_needed_ends_with_the_connection() {
+        let shared = Arc::new(Shared::new());
+        shared.idle.store(2, Ordering::Release);
+        let other = {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.park(1, 2))
+        };
+        while shared.state.lock().parked == 0 {
+            std::thread::yield_now();
+        }
+        shared.end();
+        assert_eq!(other.join().unwrap(), Parked::Ends);
+        assert_eq!(shared.idle.load(Ordering::Acquire), 1);
     }
 }
