@@ -4,7 +4,7 @@
 //! * [`Mounted`] mounts a tree and serves it with threads of this process; [`mount_background`] is its short form.
 //! * [`Detached`] serves a tree without a mount point, for those who hand out descriptors.
 //!
-//! From the kernel inwards: `mount` makes the mount; `pool` has the threads; `host` turns requests into calls of the contract,
+//! From the kernel inwards: `mount` makes the mount; `pool` has the threads, `near` says where they run; `host` turns requests into calls of the contract,
 //! with `policy` (what the kernel may remember), `handles` (what is open), `backing` (files whose data the kernel fetches by itself) and
 //! `listing` (directories); `running` knows what is under way, so that it can be interrupted.
 //!
@@ -24,6 +24,7 @@ mod memory;
 mod mount;
 mod mounted;
 mod mountinfo;
+mod near;
 mod options;
 mod policy;
 mod pool;

@@ -5,6 +5,8 @@
 //! many as CPUs while there is work for them, which shows in two ways: requests lie there whenever the one worker has finished one, or it
 //! is in the same request for more than a tick, and the second one, that then joins it, is busy at the same time.
 //!
+//! The one worker stays near its caller: see [`crate::near`].
+//!
 //! A driver that hangs must not keep all workers: the interrupt that would end it is itself a request. So when all have been
 //! busy with the same requests for a tick, the watcher adds one, up to [`SLOTS`]. Workers that are not needed park, or end.
 //!
@@ -23,13 +25,17 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::host::Host;
 use crate::memory;
+use crate::near::{Asked, Near};
 use crate::running::{Interrupted, Running, SLOTS, Standing, is_dying};
 
-/// How long all workers must have been at the same requests before there is one more.
+/// How long all workers must have been at the same requests before there is one more, where one was needed lately.
 const TICK: Duration = Duration::from_millis(2);
 
+/// The longest pause between two looks of the watcher while nothing is stuck: each costs as much as some requests.
+const SLOWEST_TICK: Duration = Duration::from_millis(8);
+
 /// Ticks for which the watcher stays awake after all workers were busy.
-const LINGER: u32 = 50;
+const LINGER: u32 = 16;
 
 /// How long there are as many workers as CPUs once there was work for them.
 const CROWDED: Duration = Duration::from_millis(50);
@@ -44,6 +50,9 @@ const PARKED: Duration = Duration::from_millis(500);
 
 /// How long there must have been nothing to do before memory is given back.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Bytes that a request moves, from which on client and worker had better work at the same time.
+const LARGE: usize = 64 << 10;
 
 /// How soon a killed caller is noticed.
 const SOON: Duration = Duration::from_millis(10);
@@ -321,6 +330,7 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, crew: Crew) -> st
 fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool {
     let mut served = 0_u32;
     let mut looks = 0;
+    let mut near = Near::new(crew.least == 1);
     loop {
         match worker.receive() {
             Ok(true) => {}
@@ -335,6 +345,8 @@ fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool 
             }
         }
         shared.leave_idle();
+        let asked = Asked { caller: worker.caller(), is_large: worker.moves() >= LARGE };
+        near.before(&asked, shared.wanted.load(Ordering::Relaxed) > crew.least);
         worker.dispatch();
         served = served.wrapping_add(1);
         let wanted = shared.wanted.load(Ordering::Relaxed);
@@ -380,13 +392,15 @@ impl Watcher {
         let mut last: Option<[u64; SLOTS]> = None;
         let mut linger = 0;
         let mut crowded_until: Option<Instant> = None;
+        let mut tick = TICK;
         let mut is_tidy = true;
-        while let Some(woken) = self.sleep(&mut followed, linger, &mut is_tidy) {
+        while let Some(woken) = self.sleep(&mut followed, (linger, tick), &mut is_tidy) {
             let busy = self.shared.idle.load(Ordering::Acquire) == 0;
             linger = if busy || woken.busy { LINGER } else { linger.saturating_sub(1) };
             let now = self.shared.running.snapshot();
             let stuck = busy && last == Some(now);
             last = busy.then_some(now);
+            tick = if stuck || linger == 0 { TICK } else { (tick * 2).min(SLOWEST_TICK) };
             if stuck {
                 self.one_more();
                 last = None;
@@ -412,12 +426,12 @@ impl Watcher {
     fn sleep(
         &self,
         followed: &mut HashMap<u64, (Interrupted, Followed)>,
-        linger: u32,
+        (linger, tick): (u32, Duration),
         is_tidy: &mut bool,
     ) -> Option<Woken> {
         let mut state = self.shared.state.lock();
         let next = followed.values().map(|(_, when)| when.next).min();
-        let next = if linger > 0 { Some(Instant::now() + TICK) } else { next };
+        let next = if linger > 0 { Some(Instant::now() + tick) } else { next };
         if linger == 0 {
             self.shared.awake.store(false, Ordering::Relaxed);
         }

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -34,6 +35,9 @@ use crate::request::RequestWithSender;
 /// The max size of write requests from the kernel, which offers no more than 1 MiB unless a
 /// sysctl is raised.
 pub(crate) const MAX_WRITE_SIZE: usize = 1024 * 1024;
+
+const READ: u32 = abi::fuse_opcode::FUSE_READ as u32;
+const WRITE: u32 = abi::fuse_opcode::FUSE_WRITE as u32;
 
 /// A connection to the kernel, after the handshake.
 #[derive(Debug)]
@@ -108,6 +112,26 @@ impl<FS: Filesystem> Worker<FS> {
     /// Whether a request lies there that nobody has received yet.
     pub fn is_pending(&self) -> bool {
         self.ch.is_pending()
+    }
+
+    /// The thread that made the request that `receive` found; 0 if that is not known here.
+    pub fn caller(&mut self) -> u32 {
+        self.word(offset_of!(abi::fuse_in_header, pid)).unwrap_or(0)
+    }
+
+    /// Bytes of content that the request moves: those that a write has, or a read wants.
+    pub fn moves(&mut self) -> usize {
+        let body = size_of::<abi::fuse_in_header>();
+        match self.word(offset_of!(abi::fuse_in_header, opcode)) {
+            Some(READ) => self.word(body + offset_of!(abi::fuse_read_in, size)).unwrap_or(0) as usize,
+            Some(WRITE) => self.len.saturating_sub(body + size_of::<abi::fuse_write_in>()),
+            _ => 0,
+        }
+    }
+
+    fn word(&mut self, at: usize) -> Option<u32> {
+        let bytes = self.buf.as_mut().get(..self.len)?.get(at..at + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
     }
 
     /// Dispatches the request that `receive` found, on this thread.
