@@ -100,7 +100,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     } else {
         text.clone()
     };
-    let is_plain = crate::walk::is_cwd(dirfd) && call.root.is_none();
+    let is_plain = crate::walk::is_cwd(dirfd) && call.root().is_none();
     let mut ways: Ways = is_plain.then(Vec::new);
     for _ in 0..MAX_SCRIPTS {
         add_way(&mut ways, &script, &place);
