@@ -11,6 +11,10 @@
 //!
 //! Threads inherit where they may run, so what a driver starts from a request would be held too. Such threads are looked for
 //! now and then, and set free; before a request with much data, for which drivers divide their work, the worker itself is.
+//!
+//! # Limits
+//!
+//! A program that a driver starts from a request (`ssh`, when a connection is made anew) stays where the worker was held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
