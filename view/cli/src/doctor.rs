@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use nix::sys::ptrace;
 use nix::unistd::{Pid, getegid, geteuid};
 use serde_json::json;
-use veduta_engine::Mechanism;
+use veduta_engine::{CALLS, Mechanism};
 
 use crate::args;
 use crate::failure::Failure;
@@ -134,6 +134,13 @@ impl Diagnosis {
         for line in self.verdict() {
             out += &format!("{line}\n");
         }
+        if self.is_good("view") {
+            out += "\nWhat a view does with system calls (`veduta syscalls` lists each):\n";
+            for (treatment, count) in coverage() {
+                out += &format!("{count:>5}  {treatment}\n");
+            }
+            out += "  all other numbers, and 32-bit and x32 calls: refused, ENOSYS\n";
+        }
         out
     }
 
@@ -145,7 +152,7 @@ impl Diagnosis {
                 json!({ "key": check.key, "ok": check.good, "found": check.found, "advice": check.advice })
             })
             .collect();
-        json!({ "user": geteuid().as_raw(), "can_mount": self.can_mount(), "checks": checks, "verdict": self.verdict() })
+        json!({ "user": geteuid().as_raw(), "can_mount": self.can_mount(), "checks": checks, "verdict": self.verdict(), "syscalls": coverage().into_iter().collect::<std::collections::BTreeMap<_, _>>() })
     }
 }
 
@@ -301,8 +308,47 @@ fn view_checks() -> Vec<Check> {
                 Err(_) => "speed, /dev/fuse open to you and user namespaces; views work without".into(),
             },
         });
+        checks.push(fast_check());
     }
     checks
+}
+
+/// Whether calls that concern no mount are decided in the process that makes them: asked in a view.
+fn fast_check() -> Check {
+    let ask = || {
+        let program = std::env::current_exe().ok()?;
+        let output = Command::new(&program)
+            .args(["run", "--no-rc", "--mount", "bind:/dev/null:/dev/full", "--"])
+            .arg(&program)
+            .args(["explain", "/"])
+            .stdin(Stdio::null())
+            .output()
+            .ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Some(said.rsplit_once("fast path: ")?.1.to_owned())
+    };
+    let state = ask().unwrap_or_else(|| "off".into());
+    let good = state.starts_with("on;");
+    let found = if good {
+        "calls that concern no mount are decided in the process (VEDUTA_FAST=0 turns that off)".into()
+    } else {
+        let state = state.split("; 0 processes").next().unwrap_or(&state);
+        format!("all calls with paths are caught: {state}")
+    };
+    Check { key: "view_fast", title: "  fast path", good, found, advice: String::new() }
+}
+
+/// How many system calls a view treats in which way.
+fn coverage() -> Vec<(&'static str, usize)> {
+    let mut counts: Vec<(&'static str, usize)> = Vec::new();
+    for row in CALLS.iter().filter(|row| row.number().is_some()) {
+        match counts.iter_mut().find(|(treatment, _)| *treatment == row.family.describe()) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((row.family.describe(), 1)),
+        }
+    }
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    counts
 }
 
 fn ptrace_check() -> Check {
