@@ -6,8 +6,8 @@
 //! in its place. When calls come faster than one thread answers them, there is a second turn, and so on.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -109,7 +109,9 @@ impl Turns {
 
 /// More threads than processors have nothing to do.
 fn most_turns() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    // It reads the files of a control group, which takes longer than a call.
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
 /// A thread that serves, and whether it has the turn.

@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -616,12 +617,22 @@ pub(crate) fn directory_of(stand_ins: &StandIns, task: Task, number: i32) -> Res
 }
 
 fn start_of(stand_ins: &StandIns, link: &str) -> Result<Start> {
+    /// The last one was virtual: then most likely this one is too, and its name need not be read.
+    static IS_VIRTUAL: AtomicBool = AtomicBool::new(false);
+    if IS_VIRTUAL.load(Ordering::Relaxed) && !stand_ins.is_empty() {
+        let stand_in = crate::fuseplane::key_of(Path::new(link)).ok().and_then(|key| stand_ins.find(key));
+        if let Some(stand_in) = stand_in {
+            return Ok(Start::Tree(Arc::clone(&stand_in.node)));
+        }
+        IS_VIRTUAL.store(false, Ordering::Relaxed);
+    }
     let text = std::fs::read_link(link).map_err(crate::standin::errno)?;
     let text = text.as_os_str().as_bytes();
     // Only what was removed can be a stand-in, or what has the name of one.
     let may_be = text.ends_with(b" (deleted)") || crate::fuseplane::may_be_name(text);
     if may_be && !stand_ins.is_empty() {
         if let Some(stand_in) = stand_ins.find(crate::fuseplane::key_of(Path::new(link))?) {
+            IS_VIRTUAL.store(true, Ordering::Relaxed);
             return Ok(Start::Tree(Arc::clone(&stand_in.node)));
         }
     }
