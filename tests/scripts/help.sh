@@ -34,3 +34,12 @@ ln -s "$VEDUTA" umfuseext2
 same "veduta under a driver's name is that driver" "$("$BIN/umfuseext2" -V)" "$(./umfuseext2 -V)"
 check "doctor answers" "$VEDUTA" doctor
 check "doctor --json is JSON" bash -c '"$1" doctor --json | python3 -m json.tool' _ "$VEDUTA"
+if "$VEDUTA" doctor --json | grep -q '"ok": true'; then
+    out=$("$VEDUTA" doctor)
+    for words in /dev/fuse 'user namespaces' ptrace 'virtual network cards' 'by notification.*VEDUTA_TRAP=notify' 'files by the kernel' 'fast path' 'passed to the kernel'; do
+        check "B8: doctor tells of: $words" grep -q "$words" <<<"$out"
+    done
+    same "B8: it counts every system call that veduta syscalls lists" "$("$VEDUTA" syscalls --json | python3 -c '
+import json, platform, sys
+print(sum(row[platform.machine()] is not None for row in json.load(sys.stdin)))')" "$(awk '/^ *[0-9]+  / { n += $1 } END { print n }' <<<"$out")"
+fi

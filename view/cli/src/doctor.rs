@@ -318,7 +318,7 @@ fn fast_check() -> Check {
     let ask = || {
         let program = std::env::current_exe().ok()?;
         let output = Command::new(&program)
-            .args(["run", "--no-rc", "--mount", "bind:/dev/null:/dev/full", "--"])
+            .args(["run", "--no-rc", "--mount", "bind:/dev/null:/.veduta-doctor", "--"])
             .arg(&program)
             .args(["explain", "/"])
             .stdin(Stdio::null())
