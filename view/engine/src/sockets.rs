@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};
 use nix::libc;
 use nix::sys::socket::sockopt::SockType as TypeOption;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockType, UnixAddr, UnixCredentials, getsockopt, sendmsg};
 use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, faccessat};
 use veduta_api::{Device, Ino, Interrupt, Kind, Result};
 use veduta_trace::raw::{self, Argument};
 
@@ -193,6 +194,17 @@ fn reach(call: &Call<'_>, path: &[u8]) -> Result<Option<Address>> {
         Some(place @ Place::Tree(node, attr)) => {
             call.may(place, WRITE)?;
             if attr.kind != Kind::Socket {
+                // Of the host only the kernel knows whether the caller may write there, which it looks at first.
+                if let Some(real) = node.shows().filter(|_| node.mount.of_host) {
+                    crate::host::as_caller(call, || {
+                        faccessat(
+                            AT_FDCWD,
+                            crate::mounts::shown(&real),
+                            AccessFlags::W_OK,
+                            AtFlags::AT_EACCESS,
+                        )
+                    })?;
+                }
                 return Err(Errno::ECONNREFUSED);
             }
             if node.mount.of_host {
