@@ -377,7 +377,8 @@ fn from_module(
             Service::Tree | Service::Loops(_) => read_only,
         },
         keeps_owners: matches!(module.source(), SourceKind::Disk | SourceKind::None)
-            && matches!(service, Service::Tree),
+            && matches!(service, Service::Tree)
+            && !facts.own_permissions,
         is_image: matches!(module.source(), SourceKind::Disk | SourceKind::Tree)
             && matches!(service, Service::Tree),
         service,

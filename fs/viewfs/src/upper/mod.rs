@@ -159,6 +159,10 @@ impl Upper {
             state::empty(fs, links).map_err(failed)?;
         }
         for mark in ["opaque", "impure", "redirect"] {
+            // Root of a user namespace may not even take away what is not there.
+            if fs.getxattr(self.place.root, &self.prefix.name(mark)) == Err(Errno::ENODATA) {
+                continue;
+            }
             match fs.removexattr(self.place.root, &self.prefix.name(mark)) {
                 Ok(()) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
                 Err(errno) => return Err(failed(errno)),
