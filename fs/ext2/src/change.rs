@@ -4,7 +4,6 @@
 //! is half done. If it fails, every block gets its old content back.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -13,7 +12,7 @@ use crate::cache::Block;
 use crate::checksum::crc32c;
 use crate::error::Result;
 use crate::superblock::{PRIMARY_OFFSET, SUPERBLOCK_SIZE};
-use crate::transactions::{Meta, Transactions};
+use crate::transactions::{BitsByGroup, Meta, Transactions};
 use crate::volume::Volume;
 
 /// What a block holds, for those who order writes without a journal.
@@ -65,7 +64,7 @@ struct Undo {
     revoked: Vec<u64>,
     /// Clusters that were given back: group, bit.
     freed: Vec<(u32, u32)>,
-    freed_inodes: Vec<u32>,
+    freed_inodes: Vec<(u32, u32)>,
 }
 
 impl<'a> Change<'a> {
@@ -125,16 +124,14 @@ impl<'a> Change<'a> {
 
     /// A cluster was given back: nobody gets it before the transaction is committed.
     pub(crate) fn keep_from_others(&mut self, group: u32, bit: u32) {
-        let bytes = self.volume.block_size();
-        let map = self.meta.running.freed.entry(group).or_insert_with(|| vec![0; bytes]);
-        map[bit as usize / 8] |= 1 << (bit % 8);
+        note(&mut self.meta.running.freed, self.volume.block_size(), (group, bit));
         self.undo.freed.push((group, bit));
     }
 
     /// An inode was given back.
-    pub(crate) fn keep_inode_from_others(&mut self, ino: u32) {
-        self.meta.running.freed_inodes.insert(ino);
-        self.undo.freed_inodes.push(ino);
+    pub(crate) fn keep_inode_from_others(&mut self, group: u32, bit: u32) {
+        note(&mut self.meta.running.freed_inodes, self.volume.block_size(), (group, bit));
+        self.undo.freed_inodes.push((group, bit));
     }
 
     /// The list of orphans, to be changed.
@@ -203,15 +200,22 @@ impl<'a> Change<'a> {
         for number in undo.revoked {
             self.meta.running.revoked.remove(&number);
         }
-        for (group, bit) in undo.freed {
-            if let Entry::Occupied(mut map) = self.meta.running.freed.entry(group) {
-                map.get_mut()[bit as usize / 8] &= !(1 << (bit % 8));
+        let running = &mut self.meta.running;
+        for (bits, freed) in
+            [(&mut running.freed, undo.freed), (&mut running.freed_inodes, undo.freed_inodes)]
+        {
+            for (group, bit) in freed {
+                if let Some(map) = bits.get_mut(&group) {
+                    map[bit as usize / 8] &= !(1 << (bit % 8));
+                }
             }
         }
-        for ino in undo.freed_inodes {
-            self.meta.running.freed_inodes.remove(&ino);
-        }
     }
+}
+
+/// Sets a bit of a group, whose bitmap has so many bytes.
+fn note(bits: &mut BitsByGroup, bytes: usize, (group, bit): (u32, u32)) {
+    bits.entry(group).or_insert_with(|| vec![0; bytes])[bit as usize / 8] |= 1 << (bit % 8);
 }
 
 /// The block that holds the superblock, and where in it.

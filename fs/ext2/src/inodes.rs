@@ -44,7 +44,7 @@ impl Change<'_> {
         about.used_dirs = about.used_dirs.saturating_sub(u32::from(is_dir));
         self.store_inode_bitmap(group, about, bitmap)?;
         self.meta.free_inodes += 1;
-        self.keep_inode_from_others(ino);
+        self.keep_inode_from_others(group, bit as u32);
         Ok(())
     }
 
@@ -73,16 +73,21 @@ impl Change<'_> {
         let sb = &self.volume.sb;
         let per_group = sb.inodes_per_group;
         let bitmap = self.inode_bitmap(group, &about)?;
+        // Those that were given back are no one's before that is committed.
+        let mut busy = bitmap.clone();
+        for freed in [&self.meta.running.freed_inodes, &self.meta.leaving_inodes] {
+            if let Some(freed) = freed.get(&group) {
+                busy.iter_mut().zip(freed).for_each(|(byte, freed)| *byte |= freed);
+            }
+        }
         let mut at = if group == 0 { sb.first_ino as usize - 1 } else { 0 };
         // Each round goes on by one bit.
         let (bit, ino) = loop {
-            match next(&bitmap, at, false).filter(|bit| *bit < per_group as usize) {
+            match next(&busy, at, false).filter(|bit| *bit < per_group as usize) {
                 None => return Ok(None),
                 Some(bit) => {
                     let ino = group * per_group + bit as u32 + 1;
-                    let busy = self.meta.running.freed_inodes.contains(&ino)
-                        || self.meta.leaving_inodes.contains(&ino);
-                    if !busy && sb.is_ordinary(ino) {
+                    if sb.is_ordinary(ino) {
                         break (bit, ino);
                     }
                     at = bit + 1;

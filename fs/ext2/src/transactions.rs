@@ -41,16 +41,16 @@ const COMMITTED_MAX: usize = 32 << 20;
 /// Bytes that are written to neighbouring places in one go.
 const WRITE_MAX: usize = 1 << 20;
 
-/// Bits of clusters, by group.
-pub(crate) type Clusters = HashMap<u32, Vec<u8>>;
+/// Bits of clusters or of inodes, by group, as the bitmaps of the groups have them.
+pub(crate) type BitsByGroup = HashMap<u32, Vec<u8>>;
 
 /// What has changed since the last commit.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     pub(crate) blocks: HashMap<u64, Mark>,
     pub(crate) revoked: HashSet<u64>,
-    pub(crate) freed: Clusters,
-    pub(crate) freed_inodes: HashSet<u32>,
+    pub(crate) freed: BitsByGroup,
+    pub(crate) freed_inodes: BitsByGroup,
 }
 
 impl Running {
@@ -64,8 +64,8 @@ impl Running {
 pub(crate) struct Meta {
     pub(crate) running: Running,
     /// What the transaction that is being committed gave back.
-    pub(crate) leaving: Clusters,
-    pub(crate) leaving_inodes: HashSet<u32>,
+    pub(crate) leaving: BitsByGroup,
+    pub(crate) leaving_inodes: BitsByGroup,
     pub(crate) free_clusters: u64,
     pub(crate) free_inodes: u64,
     /// Free clusters that content which waits for its blocks may need.
@@ -176,8 +176,8 @@ impl Transactions {
             gate: RwLock::new(()),
             meta: Mutex::new(Meta {
                 running: Running::default(),
-                leaving: Clusters::new(),
-                leaving_inodes: HashSet::new(),
+                leaving: BitsByGroup::new(),
+                leaving_inodes: BitsByGroup::new(),
                 free_clusters: counts.0,
                 free_inodes: counts.1,
                 promised: 0,
@@ -382,7 +382,7 @@ impl Transactions {
         }
     }
 
-    fn discard(&self, volume: &Volume, clusters: &Clusters) {
+    fn discard(&self, volume: &Volume, clusters: &BitsByGroup) {
         let bits = volume.sb.cluster_bits;
         for (group, map) in clusters {
             // Nobody allocates while the metadata is locked.

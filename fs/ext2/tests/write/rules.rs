@@ -44,6 +44,33 @@ fn an_unlinked_file_stays_readable_and_then_gives_its_space_back() {
 }
 
 #[test]
+fn an_inode_that_was_given_back_is_nobodys_before_that_is_committed() {
+    let dir = folder();
+    let memory = EXT4.make(dir.path());
+    let tree = mount(&memory, "commit=300");
+    let make = |prefix: &str| -> Vec<_> {
+        let number = |at| {
+            let path = format!("{prefix}{at}");
+            drop(tree.create(&path).unwrap());
+            tree.on(&path, Ok).unwrap()
+        };
+        (0..10).map(number).collect()
+    };
+    let first = make("first");
+    (0..10).filter(|at| at % 2 == 0).for_each(|at| tree.unlink(&format!("first{at}")).unwrap());
+    let second = make("second");
+    assert!(first.iter().all(|number| !second.contains(number)), "{first:?} {second:?}");
+    tree.0.sync().unwrap();
+    // Lowest first: the five that are free now, and none that is in use.
+    let third = make("third");
+    let free: Vec<_> = first.iter().step_by(2).copied().collect();
+    assert_eq!(third[..5], free);
+    assert!(third[5..].iter().all(|number| !first.contains(number) && !second.contains(number)));
+    tree.0.unmount().unwrap();
+    assert_clean(&memory, dir.path());
+}
+
+#[test]
 fn a_file_that_is_open_and_nameless_at_a_crash_is_gone_after_it() {
     for how in ["ours", "e2fsck"] {
         let dir = folder();
