@@ -456,7 +456,9 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         call.view.stand_ins.drop_mount(moving.id)?;
         call.view.stand_ins.planes.end(moving);
         let target = [&path, &moving.target[mount.target.len()..]].concat();
-        mounts.push(Arc::new(elsewhere(call.view, moving, target)));
+        let moved = elsewhere(call.view, moving, target);
+        call.view.watches.renumbered(moving.id, moved.id);
+        mounts.push(Arc::new(moved));
     }
     call.view.set_table(Table::new(mounts));
     Ok(())
@@ -589,12 +591,14 @@ pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     if goes_on || mount.is_read_only() {
         if !goes_on {
             view.stand_ins.planes.end(mount);
+            view.watches.ended(mount.id);
         }
         release_loops(&loops);
         return written;
     }
     view.stand_ins.planes.end(mount);
     let ended = written.and(guarded(|| mount.tree.unmount()));
+    view.watches.ended(mount.id);
     release_loops(&loops);
     ended
 }
