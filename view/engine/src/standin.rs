@@ -473,6 +473,18 @@ fn few() -> usize {
 
 const MANY: usize = 1024;
 
+/// Descriptors that the engine keeps for what lasts no longer than a call, and for itself: those that stand for nodes have the others.
+fn spare(limit: u64) -> u64 {
+    (limit / 4).clamp(16, 512)
+}
+
+/// What is to stand for a node. The kernel gives the lowest number that is free, so it says how many descriptors there are. `EMFILE` if
+/// they are too many: without some to spare, the engine could not even look whose call it is that came.
+fn sparing(made: HostFile) -> Result<HostFile> {
+    let limit = raw::descriptor_limit()?.most;
+    if (made.as_raw_fd() as u64).saturating_add(spare(limit)) < limit { Ok(made) } else { Err(Errno::EMFILE) }
+}
+
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
     pub(crate) fn new(home: PathBuf, planes: Planes) -> Self {
@@ -532,6 +544,7 @@ impl StandIns {
         }
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
+        let fd = sparing(fd)?;
         let data = fd.metadata().map_err(errno)?;
         let stand_in = Arc::new(StandIn::new((data.dev(), data.ino()), node, kind, Some(fd), made));
         by_node.insert((node.mount.id, node.ino), Arc::clone(&stand_in));
@@ -586,7 +599,7 @@ impl StandIns {
 
     /// Lets go of all that nobody uses, and of what the kernel does not tell that of: for one that has no descriptors left.
     pub(crate) fn relieve(&self) {
-        self.collect(None, 64);
+        self.collect(None, 64.min(most() as u64));
         self.collect_uncounted();
     }
 
@@ -595,8 +608,8 @@ impl StandIns {
     /// on its way, stays. Those in a socket, on their way from one process to another, are not seen: the newest stay.
     fn collect_uncounted(&self) {
         let _collecting = self.collecting.lock();
-        const NEWEST: u64 = 32;
-        let young = self.made.load(Ordering::Relaxed).saturating_sub(NEWEST);
+        let newest = 32.min(most() as u64 / 2);
+        let young = self.made.load(Ordering::Relaxed).saturating_sub(newest);
         let is_candidate = |stand_in: &&Arc<StandIn>| {
             stand_in.age < young
                 && (stand_in.kind == Kind::Directory || stand_in.uncounted.load(Ordering::Relaxed))
