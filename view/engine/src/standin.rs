@@ -405,6 +405,29 @@ impl StandIn {
         alone
     }
 
+    /// Nobody has it open any more: what shared mappings have stored is written, as long as whoever opens the node finds this here. Otherwise
+    /// it would come back into what they cut off. `false` if somebody has it open.
+    fn settle(&self) -> bool {
+        let mut memory = self.memory.lock();
+        if !memory.stores {
+            return true;
+        }
+        // Whoever maps it from now on waits for us, to say that it may store.
+        if !self.is_closed() {
+            return false;
+        }
+        if let Err(errno) = self.write_back_locked(&memory) {
+            tracing::error!(path = %String::from_utf8_lossy(&self.node.path()), "not all was written: {}", errno.desc());
+        }
+        memory.stores = false;
+        true
+    }
+
+    /// Whether nothing can have been stored that is not yet written; `false` also where somebody is just at it.
+    fn is_settled(&self) -> bool {
+        self.memory.try_lock().is_some_and(|memory| !memory.stores)
+    }
+
     /// The last one has closed it: what was put off is done now.
     fn finish(&self) -> Result<()> {
         let stored = self.write_back();
@@ -583,9 +606,12 @@ impl StandIns {
             .cloned()
             .collect();
         for stand_in in candidates {
+            if !stand_in.settle() {
+                continue;
+            }
             let mut by_node = self.by_node.lock();
             // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
-            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() {
+            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() || !stand_in.is_settled() {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
@@ -627,12 +653,15 @@ impl StandIns {
                 Kind::Directory => directories.contains(&stand_in.age),
                 _ => files.contains(&stand_in.key) || !stand_in.is_closed(),
             };
-            if is_used {
+            if is_used || !stand_in.settle() {
                 continue;
             }
             let mut by_node = self.by_node.lock();
             // As in `collect`.
-            if Arc::strong_count(&stand_in) > 3 || stand_in.arrived.load(Ordering::Acquire) != arrived {
+            if Arc::strong_count(&stand_in) > 3
+                || stand_in.arrived.load(Ordering::Acquire) != arrived
+                || !stand_in.is_settled()
+            {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
