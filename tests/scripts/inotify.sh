@@ -98,20 +98,81 @@ while True:
     except BlockingIOError: break
 print("overflow" if data[-12:-8] == (0x4000).to_bytes(4, "little") else data[-16:])')"
 
-# No shadow stays behind, also of an engine that was killed.
+# The end of a mount is an event of the kernel's, for whom shadows are a filesystem of their own. Natively, it is the same for a tmpfs.
+cat >unmounted.py <<'END'
+import ctypes, os, struct, subprocess, sys, time
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0o4000)
+os.makedirs('m/d/e', exist_ok=True); open('m/f', 'w').close()
+names = {libc.inotify_add_watch(fd, path.encode(), mask): path for path, mask in (('m', 0xfff), ('m/d', 0x100), ('m/f', 0xc00), ('m/d/e', 0x80000800), ('.', 0x100))}
+open('m/f', 'w').close(); os.rename('m/d/e', 'm/d/g')
+if sys.argv[1] == 'lazy':
+    held = open('m/f'); subprocess.run(['umount', '-l', 'm'], check=True); held.close()
+else:
+    held = os.open('m', os.O_RDONLY); busy = subprocess.run(['umount', 'm'], stderr=subprocess.DEVNULL).returncode; os.close(held)
+    print('busy' if busy else 'not busy'); subprocess.run(['umount', 'm'], check=True)
+data, end = b'', time.time() + 12
+while time.time() < end and data.count(struct.pack('II', 0x8000, 0)) < 4:
+    try: data += os.read(fd, 65536)
+    except BlockingIOError: time.sleep(0.02)
+seen = []
+while data:
+    wd, mask, _, length = struct.unpack('iIII', data[:16]); data = data[16 + length:]
+    if mask & 0xa000: seen.append((names[wd], 'unmount' if mask & 0x2000 else 'ignored'))
+print(sorted(seen, key=lambda one: one[0]))
+os.mkdir('m/' + sys.argv[1]); os.rmdir('m/' + sys.argv[1])
+END
+expected="busy
+[('m', 'unmount'), ('m', 'ignored'), ('m/d', 'unmount'), ('m/d', 'ignored'), ('m/d/e', 'ignored'), ('m/f', 'unmount'), ('m/f', 'ignored')]"
+if unshare -Urm true 2>/dev/null; then
+    mkdir native.d && cp unmounted.py native.d
+    same "umount natively: this is what the kernel tells" "$expected" "$(cd native.d && mkdir m && unshare -Urm sh -c 'mount -t tmpfs none m && python3 unmounted.py plain' 2>&1)"
+    for plane in default emulated; do
+        if [ $plane = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
+        image
+        same "$plane: umount is told to whom watches" "$expected" "$(in_view --mount "ext2:$TMP/img:$TMP/m" -- python3 unmounted.py plain)"
+    done
+    unset VEDUTA_PLANE
+    image
+    same "umount -l is told when the last file is closed" "${expected#*
+}" "$(in_view --mount "ext2:$TMP/img:$TMP/m" -- python3 unmounted.py lazy)"
+    image
+    same "what is watched is watched where a mount was moved to, too" "['new', 'there'] busy [True, True]" "$(in_view --mount "ext2:$TMP/img:$TMP/m" -- python3 -c '
+import ctypes, os, subprocess, struct
+libc = ctypes.CDLL(None); fd = libc.inotify_init1(0o4000)
+os.makedirs("m2", exist_ok=True); libc.inotify_add_watch(fd, b"m", 0x100)
+subprocess.run(["mount", "--move", "m", "m2"], check=True)
+os.mkdir("m2/new"); os.mkdir("m2/there")
+data = os.read(fd, 4096); names = []
+while data:
+    length = struct.unpack("iIII", data[:16])[3]; names.append(data[16:16 + length].rstrip(b"\0").decode()); data = data[16 + length:]
+os.chdir("m2"); busy = subprocess.run(["umount", "../m2"], stderr=subprocess.DEVNULL).returncode; os.chdir("..")
+subprocess.run(["umount", "m2"], check=True); data = os.read(fd, 4096)
+print(names, "busy" if busy else "free", [struct.pack("II", bit, 0) in data for bit in (0x40002000, 0x8000)])')"
+else
+    skip "the end of a mount as an event: no user namespaces here" fine
+fi
+
+# No shadow stays behind, also of an engine that was killed. Shadows are in a folder where no namespace can be had.
 left() {
     local dir
     for dir in "${XDG_RUNTIME_DIR:-/dev/shm}" /dev/shm "${TMPDIR:-/tmp}" /var/tmp; do
         [ ! -e "$dir/.veduta-$1-watched" ] || echo "$dir/.veduta-$1-watched"
     done
 }
-# shellcheck disable=SC2016 # the view's shell expands it
-timeout -k 1 20 "$VEDUTA" run --no-rc --mount "ext2:$TMP/img:$TMP/m" -- sh -c 'echo $PPID >engine; exec tail -F m/log.1' >/dev/null 2>&1 &
-until_true 10 test -s engine
-engine=$(<engine)
-has_shadows() { [ -n "$(left "$engine")" ]; }
-until_true 5 has_shadows
-check "a watch of an image has shadows" test -n "$(left "$engine")"
-kill -9 "$engine"
-wait $!
-same "an engine that is killed leaves no shadow" "" "$(left "$engine")"
+if unshare -Ur true 2>/dev/null; then
+    image
+    # shellcheck disable=SC2016 # the view's shell expands it
+    unshare -Ur sh -c 'echo 0 >/proc/sys/user/max_user_namespaces; echo 0 >/proc/sys/user/max_mnt_namespaces; exec "$@"' _ \
+        timeout -k 1 20 "$VEDUTA" run --no-rc --mount "ext2:$TMP/img:$TMP/m" -- sh -c 'echo $PPID >engine; touch m/log.1; exec tail -F m/log.1' >/dev/null 2>&1 &
+    until_true 10 test -s engine
+    engine=$(<engine)
+    has_shadows() { [ -n "$(left "$engine")" ]; }
+    until_true 5 has_shadows
+    check "without namespaces, a watch of an image has shadows in a folder" test -n "$(left "$engine")"
+    kill -9 "$engine"
+    wait $!
+    same "an engine that is killed leaves no shadow" "" "$(left "$engine")"
+else
+    skip "shadows in a folder: no user namespaces here" fine
+fi

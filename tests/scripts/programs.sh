@@ -17,9 +17,9 @@ esac
 alike() {
     local native shown
     rm -rf work && mkdir work
-    native=$(cd work && timeout -k 1 120 bash -c "$2" 2>&1 </dev/null; echo "status $?")
+    native=$(cd work && timeout -k 1 300 bash -c "$2" 2>&1 </dev/null; echo "status $?")
     rm -rf work && mkdir work
-    shown=$(cd work && timeout -k 1 120 "$VEDUTA" run -N --mount bind:/:/ -- bash -c "$2" 2>&1 </dev/null; echo "status $?")
+    shown=$(cd work && timeout -k 1 300 "$VEDUTA" run -N --mount bind:/:/ -- bash -c "$2" 2>&1 </dev/null; echo "status $?")
     same "S64: $plane: $1" "$native" "$shown"
 }
 has() { for program; do command -v "$program" >/dev/null || { skip "no $program here" fine; return 1; }; done; }
@@ -60,13 +60,18 @@ for plane in $planes; do
             apt() { apt-get -q -o Dir::State="$PWD/s" -o Dir::State::status="$PWD/status" -o Dir::Cache="$PWD/s" -o Dir::Etc::sourcelist="$PWD/e/list" -o Dir::Etc::sourceparts=/nowhere -o Dir::Etc::Parts=/nowhere -o APT::Sandbox::User="" -o Debug::NoLocking=true "$@" 2>&1 | sed "s/in [0-9]*s.*//; /Get:\|Ign:\|Hit:/d"; }
             apt update; apt download tiny; ls *.deb && dpkg-deb -c tiny_1_all.deb | wc -l; apt download none; ls s/lists | sed "s/.*_//" | sort'
     fi
-    # Python's own tests say how long they took, and in what order warnings came.
+    # Python's own tests say how long they took, and in what order warnings came. Those of AF_VSOCK hang, also natively, where a machine has the
+    # device and nobody at the other end.
     python=
     for candidate in python3 /usr/bin/python3; do [ -n "$python" ] || ! "$candidate" -c 'import test.support, test.test_shutil' 2>/dev/null || python=$candidate; done
     if [ -n "$python" ]; then
         tests="test_tempfile test_mmap test_select test_shutil"
         [ "${PROGRAMS-}" != all ] || tests="$tests test_os test_subprocess test_socket"
-        alike "python's own tests: $tests" "export PYTHONDONTWRITEBYTECODE=1; for test in $tests; do echo \$test; timeout -k 1 100 $python -m unittest -q test.\$test 2>&1 | grep -E '^(OK|FAILED|ERROR:|FAIL:)' | sort; done"
+        for test in $tests; do
+            alike "python's own tests: $test" "export PYTHONDONTWRITEBYTECODE=1; timeout -k 1 280 $python -c 'import socket, unittest
+vars(socket).pop(\"IOCTL_VM_SOCKETS_GET_LOCAL_CID\", None)
+unittest.main(module=None, argv=[\"test\", \"-q\", \"test.$test\"])' 2>&1 | grep -E '^(OK|FAILED|ERROR:|FAIL:)' | sort; echo \${PIPESTATUS[0]}"
+        done
     else
         skip "python's own tests are not here" fine
     fi

@@ -114,6 +114,17 @@ status 0" "$(in_view 'vumount -t ext2 d/ext4.img d; cat d/greetings; [ ! -e d/ex
 ciao
 gone
 status 0" "$(in_view "mount -t ext2 ext4.img m && mount | sed -n 's/ (.*//; s/^[^ ]* on/on/; \\|$TMP/m|p'; cat m/greetings; umount m; ls m; echo gone")"
+    # Busy while somebody may write; back again, unless it was never to be written.
+    same "$plane: a mount is made read-only and writable again" "32
+refused
+two
+32" "$(view -- bash -c 'mount -t tmpfs none m; exec 3>m/f; mount -o remount,ro m 2>/dev/null; echo $?; exec 3>&-; exec 4<m/f
+        mount -o remount,ro m && { echo one >m/f; } 2>/dev/null || echo refused; mount -o remount,rw m && echo two >m/f; cat m/f; umount m -l; mount -o ro -t ext2 ext4.img m; mount -o remount,rw m 2>/dev/null; echo $?')"
+    ! has python3 || same "$plane: a socket in a virtual tree is called what it was bound to" "m/sock m/sock m/sock m/so" "$(view --mount "tmpfs:none:$TMP/m" -- python3 -c '
+import ctypes, socket
+s = socket.socket(socket.AF_UNIX); s.bind("m/sock"); s.listen(); c = socket.socket(socket.AF_UNIX); c.connect("m/sock"); a, _ = s.accept()
+room = ctypes.c_uint(6); text = ctypes.create_string_buffer(110); ctypes.CDLL(None).getsockname(s.fileno(), text, ctypes.byref(room))
+print(s.getsockname(), c.getpeername(), a.getsockname() + c.getsockname(), text.raw[2:].rstrip(b"\0").decode() if room.value == 9 else room)' 2>&1)"
     view --mount "ext2:$TMP/ext4.img:$TMP/m" -- bash -c 'touch one; until [ -e two ]; do sleep 0.02; done; ls m' >one.out &
     until_true 5 test -e one
     same "$plane: S35: two views mount on one directory" lost+found "$(view --mount "ext2:$TMP/other.img:$TMP/m" -- ls m)"
@@ -211,6 +222,25 @@ for n in range(150):
     wrong += os.fstat(fd).st_size != 100; os.ftruncate(fd, 5000); wrong += os.pread(fd, 5000, 100) != bytes(4900)
 [os.kill(pid, 9) for pid in pids]; print(wrong)
 P"
+    # umount(2), which says that it is busy, has the engine let go of what nobody uses.
+    ! has python3 || same "$plane: what was stored in a map does not come back into a file that is made anew" "True 0
+True 0
+True 0" "$(view --mount "tmpfs:none:$TMP/m" -- python3 -c '
+import ctypes, mmap, os, time
+libc = ctypes.CDLL(None); os.chdir("m"); end = time.time() + 1; pids = []; hold = os.open("hold", os.O_CREAT)
+for worker in range(3):
+    pid = os.fork(); rounds = wrong = 0; path = "f%d" % worker
+    while pid == 0 and time.time() < end:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC); os.ftruncate(fd, 100000)
+        with mmap.mmap(fd, 100000) as memory: memory[60000:60100] = b"x" * 100
+        os.close(fd)
+        fd = os.open(path, os.O_RDWR | os.O_TRUNC); os.pwrite(fd, b"y", 150000); time.sleep(0.001)
+        rounds += 1; wrong += os.pread(fd, 100, 60000) != bytes(100) or os.fstat(fd).st_size != 150001
+        os.close(fd)
+    if pid == 0: os.write(1, b"%s %d\n" % (str(rounds > 0).encode(), wrong)); os._exit(0)
+    pids.append(pid)
+while time.time() < end: libc.umount(b".")
+for pid in pids: os.waitpid(pid, 0)' 2>&1)"
     ! has python3 || like_native "S65: 500 threads use paths at one time" "python3 - <<'P'
 import os, threading
 threading.stack_size(65536)
@@ -288,6 +318,26 @@ if os.getuid() == 0 and open('/proc/self/uid_map').read().split()[2] != '1':
     os.chmod('d', 0o3777); print(oct(os.stat('d').st_mode))
 os.chmod('d', 0o700); d = os.open('d', 0); os.chmod('d', 0o400); said('fchdir', lambda: os.fchdir(d)); os.chmod('d', 0o700)
 P"
+    ! has python3 || like_native "a socket is called what it was bound to" "python3 -c \"
+import socket
+s = socket.socket(socket.AF_UNIX); s.bind('sock'); s.listen(); c = socket.socket(socket.AF_UNIX); c.connect('sock'); a, _ = s.accept()
+print([f() for f in (s.getsockname, c.getpeername, c.getsockname, a.getsockname, a.getpeername)], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).getsockname())
+\""
+    ! has python3 || like_native "utimensat of no path is about a descriptor, and none is a bad address" "python3 -c \"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True); call = lambda function, *words: (function(*words), ctypes.get_errno())
+print(call(libc.utimes, None, None), call(libc.futimens, os.open('f', os.O_CREAT), None), call(libc.utimes, b'none', None))
+\""
+    ! has python3 || like_native "F_CREATED_QUERY tells who made a file (Linux 6.12)" "python3 -c \"
+import errno, fcntl, os
+def made(fd):
+    try: return fcntl.fcntl(fd, 1028)
+    except OSError as error: return errno.errorcode[error.errno]
+for flags in os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_EXCL:
+    fd = os.open('f%d' % flags, os.O_CREAT | flags, 0o600)
+    again = os.open('f%d' % flags, os.O_CREAT | flags & ~os.O_EXCL)
+    print(made(fd), made(os.dup(fd)), made(again), made(os.open('.', os.O_RDONLY)), made(0))
+\""
     ! has python3 || like_native "a directory is watched" "python3 - <<'P'
 import ctypes, os, struct
 libc = ctypes.CDLL(None); fd = libc.inotify_init1(0); os.mkdir('d'); print(libc.inotify_add_watch(fd, b'd', 0x3c2))
@@ -324,6 +374,31 @@ same "3000 directories need no 3000 descriptors" "3001 $TMP/many/5 ." "$(mkdir m
 rm -r many
 
 # A map of a sparse file was read and compared hole by hole.
+su=$(command -v su || echo /bin/su)
+if [ -u "$su" ] && [ "$(stat -c %u "$su")" != "$(id -u)" ]; then
+    for mount in "bind:$TMP:$TMP/m" bind:/:/ none; do
+        with=(--mount "$mount")
+        [ "$mount" != none ] || with=()
+        same "set-user-id programs run without that right, which is said once: $mount" "veduta: su: in a view, set-user-id programs run without the rights of their owner" \
+            "$(timeout -k 1 20 "$VEDUTA" run -N "${with[@]}" -- sh -c "$su --help; $su --help" 2>&1 >/dev/null)"
+    done
+fi
+# What stands for virtual files costs the engine descriptors. The last ones are kept for what lasts no longer than a call, so a program that
+# has too many open hears it, and whatever else happens in the view goes on.
+! has python3 || same "an engine that may have few descriptors says so when files are opened, and nothing else fails" "ENFILE [0, 0, 0]
+fine" "$(ulimit -n 256; VEDUTA_PLANE=emulated timeout -k 1 40 "$VEDUTA" run -N --mount "bind:$TMP:$TMP" -- python3 -c "
+import errno, os, subprocess
+os.mkdir('few'); fds = []
+try:
+    while len(fds) < 150: fds.append(os.open('few/%d' % len(fds), os.O_RDWR | os.O_CREAT))
+    print('all')
+except OSError as error:
+    said = [subprocess.run(words, stdout=subprocess.DEVNULL).returncode for words in (['sync'], ['sync', 'few/0'], ['stat', 'few/1'])]
+    print(errno.errorcode[error.errno], said)
+os.closerange(fds[0], fds[-1] + 1)
+for n in range(300):
+    os.close(os.open('few/%d' % n, os.O_RDWR | os.O_CREAT)); os.unlink('few/%d' % n)
+os.rmdir('few'); print('fine')" 2>&1)"
 ! has python3 || check "a shared map of a sparse file of 20 GiB is quick" bash -c 'VEDUTA_PLANE=emulated timeout -k 1 10 "$VEDUTA" run -N --mount bind:/:/ -- python3 -c "
 import mmap, os
 f = open(\"sparse\", \"w+b\"); f.truncate(20 << 30); m = mmap.mmap(f.fileno(), 0); m[15 << 30] = 7; m.flush()

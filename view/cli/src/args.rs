@@ -96,7 +96,8 @@ In /etc/fstab, with the driver program instead:
     /// Run a command in a view: with mounts that nobody else sees
     ///
     /// The command and everything that it starts see the mounts of the view, and make more with the ordinary mount(8), as an
-    /// ordinary user, without FUSE, namespaces or any set-user-id helper. Outside, nothing is mounted.
+    /// ordinary user, without FUSE, namespaces or any set-user-id helper. Outside, nothing is mounted. Set-user-id programs run without
+    /// the rights of their owner, which is said when the first one is run.
     ///
     /// Without a COMMAND, a shell is started. The exit status is the command's, or 128 and the signal that ended it.
     #[command(after_help = "\

@@ -152,7 +152,14 @@ impl Diagnosis {
                 json!({ "key": check.key, "ok": check.good, "found": check.found, "advice": check.advice })
             })
             .collect();
-        json!({ "user": geteuid().as_raw(), "can_mount": self.can_mount(), "checks": checks, "verdict": self.verdict(), "syscalls": coverage().into_iter().collect::<std::collections::BTreeMap<_, _>>() })
+        let syscalls: std::collections::BTreeMap<_, _> = coverage().into_iter().collect();
+        json!({
+            "user": geteuid().as_raw(),
+            "can_mount": self.can_mount(),
+            "checks": checks,
+            "verdict": self.verdict(),
+            "syscalls": syscalls,
+        })
     }
 }
 

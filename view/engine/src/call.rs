@@ -198,7 +198,12 @@ impl<'a> Call<'a> {
         if number < 0 || self.view.stand_ins.is_empty() {
             return Ok(None);
         }
-        let Ok(fd) = crate::serve::descriptor(self.task, number) else { return Ok(None) };
+        let fd = match crate::serve::descriptor(self.task, number) {
+            // Ours have no room: whose it is cannot be known.
+            Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => return Err(errno),
+            Err(_) => return Ok(None),
+            Ok(fd) => fd,
+        };
         Ok(self.view.stand_ins.of_descriptor(fd.as_fd()).map(|stand_in| (stand_in, fd)))
     }
 

@@ -112,6 +112,8 @@ const PR_SET_SECCOMP: u32 = 22;
 /// See [`PR_SET_DUMPABLE`].
 const PR_SET_SYSCALL_USER_DISPATCH: u32 = 59;
 const MAP_ANONYMOUS: u32 = 0x20;
+/// `fcntl(2)`: whether the file was made when this description of it was opened (Linux 6.12).
+pub(crate) const F_CREATED_QUERY: u32 = 1028;
 const SEEK_END: u32 = 2;
 
 /// The filter of a view at a level. `fast`: what the shim does is left to it.
@@ -154,7 +156,7 @@ pub(crate) fn is_native_exception(name: &str) -> bool {
         || is_directory
         || matches!(
             name,
-            "ioctl" | "sync" | "syncfs" | "ftruncate" | "fallocate" | "getsockname" | "getpeername"
+            "fcntl" | "ioctl" | "sync" | "syncfs" | "ftruncate" | "fallocate" | "getsockname" | "getpeername"
         )
 }
 
@@ -175,6 +177,7 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
         // An address that has a path is longer than its family.
         "sendto" => vec![Test::AtLeast(5, 3)],
+        "fcntl" => vec![Test::Is(1, F_CREATED_QUERY)],
         // SEEK_SET and SEEK_CUR are right on what stands for a file; its size may not be.
         "lseek" => vec![Test::AtLeast(2, SEEK_END)],
         // Terminals have requests of their own ('T'), sockets too (0x89).
@@ -259,8 +262,8 @@ pub const CALLS: &[Row] = &[
     row("shutdown", Some(48), Some(210), Passed),
     row("bind", Some(49), Some(200), Path),
     row("listen", Some(50), Some(201), Passed),
-    row("getsockname", Some(51), Some(204), Passed),
-    row("getpeername", Some(52), Some(205), Passed),
+    row("getsockname", Some(51), Some(204), File),
+    row("getpeername", Some(52), Some(205), File),
     row("socketpair", Some(53), Some(199), Passed),
     row("setsockopt", Some(54), Some(208), Passed),
     row("getsockopt", Some(55), Some(209), Passed),
@@ -280,7 +283,7 @@ pub const CALLS: &[Row] = &[
     row("msgsnd", Some(69), Some(189), Passed),
     row("msgrcv", Some(70), Some(188), Passed),
     row("msgctl", Some(71), Some(187), Passed),
-    row("fcntl", Some(72), Some(25), Passed),
+    row("fcntl", Some(72), Some(25), File),
     row("flock", Some(73), Some(32), Passed),
     row("fsync", Some(74), Some(82), File),
     row("fdatasync", Some(75), Some(83), File),

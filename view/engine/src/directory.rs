@@ -295,6 +295,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         keeps_owners: false,
         of_host: true,
         is_pseudo: false,
+        never_written: false,
         is_hidden: true,
         uses: Vec::new(),
         is_source: false.into(),

@@ -93,6 +93,13 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         }
         Target::Found(found) => found.existing()?.clone(),
     };
+    match &place {
+        Place::Host(path) => tell_of_set_id(call, Path::new(OsStr::from_bytes(path))),
+        Place::Tree(node, attr) if node.mount.of_host => {
+            tell_of(call, &text, attr.perm.bits(), attr.uid);
+        }
+        Place::Tree(..) => {}
+    }
     let mut direct = matches!(place, Place::Host(_));
     let mut front: Option<Vec<CString>> = None;
     let mut script = if empty && text.is_empty() {
@@ -143,6 +150,31 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         return outcome;
     }
     Err(Errno::ELOOP)
+}
+
+/// A program of the host is about to be run. In a view nobody becomes somebody else by that (`PR_SET_NO_NEW_PRIVS`), which is said when the first
+/// one tries.
+pub(crate) fn tell_of_set_id(call: &Call<'_>, path: &Path) {
+    if call.view.told_of_set_id.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Ok(data) = std::fs::metadata(path) {
+        tell_of(call, path.as_os_str().as_bytes(), data.mode(), data.uid());
+    }
+}
+
+fn tell_of(call: &Call<'_>, path: &[u8], mode: u32, owner: u32) {
+    const SET_USER: u32 = 0o4000;
+    // Who is told to be root is told that they have the privilege, too; and what mounts needs none here.
+    if mode & SET_USER == 0 || call.view.all_root || owner == call.caller.real().uid() {
+        return;
+    }
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    if crate::grow::is_mounter(name) || call.view.told_of_set_id.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let name = String::from_utf8_lossy(name);
+    eprintln!("veduta: {name}: in a view, set-user-id programs run without the rights of their owner");
 }
 
 /// What the kernel would run for a path that is plainly the host's.

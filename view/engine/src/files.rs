@@ -89,11 +89,12 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             let times = times(call, args[1], TimeForm::Micros)?;
             change(call, place, times)
         }),
+        // With no path these two are about the descriptor itself, futimens(3); without either they are about nothing.
+        "futimesat" | "utimensat" if args[1] == 0 && crate::walk::is_cwd(args[0]) => Err(Errno::EFAULT),
         "futimesat" => on_node(call, args[0], args[1], true, args[1] == 0, |place| {
             let times = times(call, args[2], TimeForm::Micros)?;
             change(call, place, times)
         }),
-        // With no path it is about the descriptor itself: futimens(3).
         "utimensat" => on_node(call, args[0], args[1], follow(3), args[1] == 0 || empty(3), |place| {
             let times = times(call, args[2], TimeForm::Nanos)?;
             change(call, place, times)

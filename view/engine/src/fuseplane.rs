@@ -100,7 +100,7 @@ impl Choice {
 pub(crate) struct Planes {
     /// Which are wanted.
     pub choice: Choice,
-    helper: Option<Helper>,
+    helper: Helper,
     by_device: RwLock<HashMap<u64, Arc<Plane>>>,
     /// Why there are none.
     refused: OnceLock<String>,
@@ -114,13 +114,9 @@ pub(crate) type Cell = Arc<OnceLock<Option<Arc<Plane>>>>;
 impl Planes {
     /// None yet. The caller has one thread.
     pub(crate) fn start(choice: Choice) -> Result<Self> {
-        let helper = match choice {
-            Choice::Any | Choice::Fuse => Some(Helper::start()?),
-            Choice::Backing | Choice::Emulated => None,
-        };
         Ok(Self {
             choice,
-            helper,
+            helper: Helper::start()?,
             by_device: RwLock::default(),
             refused: OnceLock::new(),
             used: AtomicBool::new(false),
@@ -189,10 +185,12 @@ impl Planes {
         // A bind of what is read-only shows a tree that others may write to.
         options.read_only = mount.is_read_only() && mount.alias.is_none();
         options.noexec = mount.no_exec.load(Ordering::Relaxed) && mount.alias.is_none();
-        let helper = self.helper.as_ref().ok_or_else(|| MountError::unsupported("there is no helper"))?;
         let wish = [MAKE, u8::from(options.read_only), u8::from(options.noexec)];
-        let (text, made) = helper.ask(&wish)?;
-        let Some(made) = made else { return Err(MountError::system(Errno::EPERM, text)) };
+        let (text, fds) = self.helper.ask(&wish)?;
+        let Ok([device, root]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(MountError::system(Errno::EPERM, text));
+        };
+        let made = DetachedMount { device, root };
         let (kind, number) = text.split_once(' ').unwrap_or_default();
         options.allow = if kind == ALONE { Allow::Owner } else { Allow::Everyone };
         // Numbers that a user namespace does not have would make files unwritable. What is shown comes from the tree in any case.
@@ -208,6 +206,12 @@ impl Planes {
         let tree: Arc<dyn Filesystem> = Arc::clone(&nodes) as _;
         let served = Detached::serve(tree, made, &options, WORKERS)?;
         Ok(Arc::new(Plane { nodes, served, number: number.parse().unwrap_or(0) }))
+    }
+
+    /// The root of an empty filesystem that is mounted nowhere, and ends when this is closed.
+    pub(crate) fn empty_tree(&self) -> std::result::Result<OwnedFd, MountError> {
+        let (text, fds) = self.helper.ask(&[EMPTY, 0, 0])?;
+        fds.into_iter().next().ok_or_else(|| MountError::system(Errno::EPERM, text))
     }
 
     /// What a file of a plane stands for.
@@ -243,7 +247,7 @@ impl Planes {
         self.by_device.write().remove(&plane.served.device());
         plane.close();
         let [low, high] = plane.number.to_le_bytes();
-        if let Some(Err(error)) = self.helper.as_ref().map(|helper| helper.ask(&[END, low, high])) {
+        if let Err(error) = self.helper.ask(&[END, low, high]) {
             tracing::warn!("{}", error.message);
         }
     }
@@ -258,9 +262,10 @@ fn has_all_users() -> bool {
 /// The process that mounts, in a namespace of its own.
 struct Helper(Mutex<OwnedFd>);
 
-/// What it is asked: to make a mount (read-only? noexec?), to end one (number).
+/// What it is asked: to make a mount (read-only? noexec?), to end one (number), to make an empty filesystem.
 const MAKE: u8 = 1;
 const END: u8 = 2;
+const EMPTY: u8 = 3;
 /// How its mounts are made: so that all processes may use them, or only those of its user and group.
 const OPEN: &str = "open";
 const ALONE: &str = "alone";
@@ -283,8 +288,8 @@ impl Helper {
         }
     }
 
-    /// Asks it something: what it says, and the mount that it made.
-    fn ask(&self, wish: &[u8; 3]) -> std::result::Result<(String, Option<DetachedMount>), MountError> {
+    /// Asks it something: what it says, and the descriptors of what it made.
+    fn ask(&self, wish: &[u8; 3]) -> std::result::Result<(String, Vec<OwnedFd>), MountError> {
         let lost = |error: rustix::io::Errno| {
             let error = errno(error);
             MountError::system(error, format!("the helper that mounts does not answer: {}", error.desc()))
@@ -297,15 +302,14 @@ impl Helper {
         let mut parts = [IoSliceMut::new(&mut text)];
         let message = rustix::net::recvmsg(&*socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC);
         let len = message.map_err(lost)?.bytes;
-        let mut fds = control.drain().filter_map(|message| match message {
+        let fds = control.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
             _ => None,
         });
-        let mut fds = fds.next().into_iter().flatten();
-        let made = fds.next().zip(fds.next()).map(|(device, root)| DetachedMount { device, root });
+        let fds = fds.flatten().collect();
         match len {
             0 => Err(lost(rustix::io::Errno::PIPE)),
-            _ => Ok((String::from_utf8_lossy(&text[..len]).into_owned(), made)),
+            _ => Ok((String::from_utf8_lossy(&text[..len]).into_owned(), fds)),
         }
     }
 }
@@ -327,7 +331,7 @@ fn help(socket: &OwnedFd) -> Result<()> {
     for dup in [rustix::stdio::dup2_stdin, rustix::stdio::dup2_stdout, rustix::stdio::dup2_stderr] {
         dup(&null).map_err(errno)?;
     }
-    let mut space = None;
+    let (mut alone, mut space) = (None, None);
     let mut wish = [0; 3];
     loop {
         let mut fds =
@@ -343,12 +347,22 @@ fn help(socket: &OwnedFd) -> Result<()> {
             Ok((_, 3)) => {}
             _ => break,
         }
-        let space = space.get_or_insert_with(Space::enter);
-        let made = match (space, wish[0]) {
-            (Ok(space), MAKE) => space.make(wish[1] != 0, wish[2] != 0),
-            (Ok(space), _) => space.end(u16::from_le_bytes([wish[1], wish[2]])),
-            (Err(error), _) => Err(error.clone()),
-        };
+        let alone = alone.get_or_insert_with(veduta_fuse::enter_namespaces).clone();
+        let made = alone.and_then(|alone| {
+            if wish[0] == EMPTY {
+                return empty_tree().map(|root| (String::from("made"), vec![root]));
+            }
+            match (space.get_or_insert_with(|| Space::new(alone)), wish[0]) {
+                (Ok(space), MAKE) => space
+                    .make(wish[1] != 0, wish[2] != 0)
+                    .map(|(text, made)| (text, vec![made.device, made.root])),
+                (Ok(space), _) => {
+                    space.end(u16::from_le_bytes([wish[1], wish[2]]));
+                    Ok((String::from("ended"), Vec::new()))
+                }
+                (Err(error), _) => Err(error.clone()),
+            }
+        });
         answer(socket, made)?;
     }
     if let Some(Ok(space)) = space {
@@ -358,23 +372,38 @@ fn help(socket: &OwnedFd) -> Result<()> {
 }
 
 /// Sends what was made, or why nothing was.
-fn answer(
-    socket: &OwnedFd,
-    made: std::result::Result<(String, Option<DetachedMount>), MountError>,
-) -> Result<()> {
-    let (text, made) = made.unwrap_or_else(|error| (error.message, None));
+fn answer(socket: &OwnedFd, made: std::result::Result<(String, Vec<OwnedFd>), MountError>) -> Result<()> {
+    let (text, made) = made.unwrap_or_else(|error| (error.message, Vec::new()));
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = made.as_ref().map(|made| [made.device.as_fd(), made.root.as_fd()]);
-    if let Some(fds) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(fds));
+    let fds: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     let text = &text.as_bytes()[..text.len().min(ANSWER)];
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL);
     sent.map(drop).map_err(errno)
 }
 
-/// A mount namespace with mounts that nobody else sees, each in a directory whose name is its number.
+/// A tmpfs of its own, which is nowhere. The caller may mount.
+fn empty_tree() -> std::result::Result<OwnedFd, MountError> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let all = || {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(context.as_fd(), "mode", "700")?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    all().map_err(|error| {
+        let error = errno(error);
+        MountError::system(error, format!("no tmpfs can be made: {}", error.desc()))
+    })
+}
+
+/// Mounts that nobody else sees, each in a directory whose name is its number.
 struct Space {
     kind: &'static str,
     home: PathBuf,
@@ -383,9 +412,8 @@ struct Space {
 }
 
 impl Space {
-    /// Enters a new one, and makes sure that mounts can be aborted there.
-    fn enter() -> std::result::Result<Self, MountError> {
-        let alone = veduta_fuse::enter_namespaces()?;
+    /// None yet, in the namespaces that the caller has entered. Makes sure that mounts can be aborted there.
+    fn new(alone: bool) -> std::result::Result<Self, MountError> {
         let kind = if alone { ALONE } else { OPEN };
         let failed = |what: &'static str| {
             move |error: rustix::io::Errno| {
@@ -406,14 +434,15 @@ impl Space {
             Err(error) => return Err(failed("a mount cannot be aborted")(error)),
         }
         drop(trial);
-        space.end(0).map(|_| space)
+        space.end(0);
+        Ok(space)
     }
 
     fn make(
         &mut self,
         read_only: bool,
         noexec: bool,
-    ) -> std::result::Result<(String, Option<DetachedMount>), MountError> {
+    ) -> std::result::Result<(String, DetachedMount), MountError> {
         let mut options = MountOptions::new("view", "veduta");
         (options.read_only, options.noexec) = (read_only, noexec);
         options.allow = if self.kind == ALONE { Allow::Owner } else { Allow::Everyone };
@@ -428,16 +457,15 @@ impl Space {
         rustix::mount::move_mount(made.root.as_fd(), "", rustix::fs::CWD, &point, flags)
             .map_err(|error| failed(errno(error)))?;
         self.numbers.push(number);
-        Ok((format!("{} {number}", self.kind), Some(made)))
+        Ok((format!("{} {number}", self.kind), made))
     }
 
     /// Lets go of a mount, which ends with its last descriptor.
-    fn end(&mut self, number: u16) -> std::result::Result<(String, Option<DetachedMount>), MountError> {
+    fn end(&mut self, number: u16) {
         self.numbers.retain(|known| *known != number);
         let point = self.home.join(number.to_string());
         let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
         let _ = std::fs::remove_dir(point);
-        Ok((String::from("ended"), None))
     }
 
     /// Nobody serves them any more: whoever waits for an answer gets an error.

@@ -6,6 +6,8 @@
 //! without listeners: `veduta_trace::Tracer::grow`.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,14 +26,23 @@ use crate::view::View;
 /// sees what it will mount on.
 const OUR_MOUNTERS: &[&[u8]] = &[b"veduta", b"vumount", b"vuumount", b"viewmount", b"viewumount", b"findmnt"];
 
+/// Whether a program of this name may be one that mounts.
+pub(crate) fn is_mounter(program: &[u8]) -> bool {
+    OUR_MOUNTERS.contains(&program) || crate::proc::MOUNTERS.contains(&program)
+}
+
 /// `execve` in an idle view.
 pub(crate) fn before_exec(call: &Call<'_>, name: &str) -> Outcome {
     let address = call.args[usize::from(name == "execveat")];
     let Ok(path) = call.task.read_path(address) else { return Ok(Answer::GoOn) };
     let program = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    if !path.is_empty() {
+        let directory = std::path::PathBuf::from(format!("/proc/{}/cwd", call.task.0));
+        crate::exec::tell_of_set_id(call, &directory.join(OsStr::from_bytes(&path)));
+    }
     // Not for names along PATH that do not exist.
     let exists = || std::fs::metadata(std::path::Path::new(&*String::from_utf8_lossy(&path))).is_ok();
-    let mounts = OUR_MOUNTERS.contains(&program) || crate::proc::MOUNTERS.contains(&program);
+    let mounts = is_mounter(program);
     if !mounts || (path.starts_with(b"/") && !exists()) {
         return Ok(Answer::GoOn);
     }

@@ -5,8 +5,10 @@
 //! and times set. The kernel makes the events of that, so watch descriptors, masks, cookies, queues, overflow and polling
 //! are its own, and one descriptor may watch virtual nodes and files of the host.
 //!
-//! Shadows lie in a folder of the view, by the number of the mount and the path in it; a watched directory has shadows of all
-//! that is in it, since a name can only be removed, with an event, if it is there. None is there before the first watch.
+//! Shadows lie by their path in a filesystem of their own for each mount, a tmpfs that nobody else sees; when the mount ends, so does it, and
+//! the kernel tells that (`IN_UNMOUNT`). Where there are no namespaces in which we could mount one, they lie in a folder of the view. A watched
+//! directory has shadows of all that is in it, since a name can only be removed, with an event, if it is there. None is there before
+//! the first watch.
 //!
 //! A file that is opened while its shadow exists is served by the engine, which sees what is done to it, and not through a
 //! descriptor of the host. That it was closed is found out some hundredths of a second later.
@@ -15,13 +17,13 @@
 //!
 //! Events are those of the view's own doing, through the mount that is watched. Files that were open before are seen written to
 //! only on the plane `emulated`. Of several who have a file open, the last one's close is seen. A directory is seen opened and
-//! closed at once. The end of a mount is no event. Beyond [`MOST`] names in a directory, those that are removed are not told.
+//! closed at once. The end of a mount is no event where shadows lie in a folder. Beyond [`MOST`] names in a directory, those that are removed are not told.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,7 @@ use crate::call::{Answer, Call, Outcome};
 use crate::identity::READ;
 use crate::node::{Node, guarded};
 use crate::standin::{StandIn, errno};
+use crate::view::View;
 use crate::walk::Place;
 
 /// Names in a directory that get shadows.
@@ -57,13 +60,44 @@ pub(crate) struct Watches {
 
 #[derive(Default)]
 struct State {
+    /// Where the shadows of a mount are.
+    bases: HashMap<u32, Base>,
+    /// For those that have no filesystem.
     folder: Option<PathBuf>,
     /// Directories of which all names have shadows.
     filled: HashSet<PathBuf>,
     /// Shadows that are open because their files are.
-    open: Vec<(Weak<StandIn>, fs::File)>,
+    open: Vec<Opened>,
     /// Somebody looks after `open`.
     has_thread: bool,
+}
+
+struct Opened {
+    mount: u32,
+    stand_in: Weak<StandIn>,
+    _shadow: fs::File,
+}
+
+/// Where the shadows of a mount are.
+enum Base {
+    /// In a filesystem that ends when this is closed.
+    Own(OwnedFd),
+    /// In a folder of the view's.
+    Folder(PathBuf),
+}
+
+impl Base {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Own(root) => format!("/proc/self/fd/{}", root.as_raw_fd()).into(),
+            Self::Folder(folder) => folder.clone(),
+        }
+    }
+
+    /// The shadow of the mount's root.
+    fn top(&self) -> PathBuf {
+        self.path().join("top")
+    }
 }
 
 /// The folder of an engine's shadows; for whoever cleans up after it.
@@ -83,10 +117,9 @@ impl Watches {
 
     /// Where the shadow of a node is, or would be.
     fn path(&self, node: &Node) -> Option<PathBuf> {
-        let folder = self.state.lock().folder.clone()?;
-        let within = node.path_in_mount();
-        let within = OsStr::from_bytes(within.strip_prefix(b"/").unwrap_or(&within));
-        Some(folder.join(node.mount.id.to_string()).join(within))
+        let mut path = self.state.lock().bases.get(&node.mount.id)?.top().into_os_string();
+        path.push(OsStr::from_bytes(&node.path_in_mount()));
+        Some(path.into())
     }
 
     /// Whether what is done to an open file must be seen.
@@ -138,7 +171,8 @@ impl Watches {
                 return;
             }
             // It comes from where nobody watches.
-            let Some(aside) = state.folder.as_ref().map(|folder| folder.join("aside")) else { return };
+            let Some(base) = state.bases.get(&to.0.mount.id) else { return };
+            let aside = base.path().join("aside");
             ignore(make(&aside, kind));
             ignore(fs::rename(&aside, &new_path));
             return;
@@ -210,15 +244,16 @@ impl Watches {
             return;
         }
         let mut state = self.state.lock();
-        state.open.push((Arc::downgrade(stand_in), file));
+        let mount = stand_in.node.mount.id;
+        state.open.push(Opened { mount, stand_in: Arc::downgrade(stand_in), _shadow: file });
         if !std::mem::replace(&mut state.has_thread, true) {
             let shared = Arc::clone(&self.state);
             let look = move || {
                 loop {
                     std::thread::sleep(TICK);
                     let mut state = shared.lock();
-                    state.open.retain(|(stand_in, _)| {
-                        stand_in.upgrade().is_some_and(|stand_in| !stand_in.is_unused())
+                    state.open.retain(|opened| {
+                        opened.stand_in.upgrade().is_some_and(|stand_in| !stand_in.is_unused())
                     });
                     if state.open.is_empty() {
                         state.has_thread = false;
@@ -235,14 +270,12 @@ impl Watches {
     }
 
     /// Makes the shadow of a node, and of all that is in it.
-    fn cast(&self, home: &Path, node: &Arc<Node>, kind: Kind) -> Result<PathBuf> {
+    fn cast(&self, view: &View, node: &Arc<Node>, kind: Kind) -> Result<PathBuf> {
         let path = {
             let mut state = self.state.lock();
-            if state.folder.is_none() {
-                let folder = folder(home, std::process::id());
-                fs::create_dir(&folder).map_err(errno)?;
-                fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(errno)?;
-                state.folder = Some(folder);
+            if !state.bases.contains_key(&node.mount.id) {
+                let base = state.base(view, node.mount.id)?;
+                state.bases.insert(node.mount.id, base);
             }
             drop(state);
             self.path(node).ok_or(Errno::ENOSPC)?
@@ -260,13 +293,57 @@ impl Watches {
         Ok(path)
     }
 
+    /// The tree of a mount has ended. Where shadows are in a folder, nobody is told: to remove them would tell of files that were removed.
+    pub(crate) fn ended(&self, mount: u32) {
+        if !self.active.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = self.state.lock();
+        let Some(base) = state.bases.remove(&mount) else { return };
+        let path = base.path();
+        state.filled.retain(|filled| !filled.starts_with(&path));
+        let (gone, open) = std::mem::take(&mut state.open).into_iter().partition(|open| open.mount == mount);
+        state.open = open;
+        drop(state);
+        // With its last descriptor a filesystem ends.
+        drop::<Vec<Opened>>(gone);
+        drop(base);
+    }
+
+    /// A mount has another number.
+    pub(crate) fn renumbered(&self, old: u32, new: u32) {
+        let mut state = self.state.lock();
+        if let Some(base) = state.bases.remove(&old) {
+            state.bases.insert(new, base);
+        }
+    }
+
     /// Removes the shadows, at the end of the view.
     pub(crate) fn clear(&self) {
         self.active.store(false, Ordering::Release);
-        let folder = self.state.lock().folder.take();
+        let State { folder, .. } = std::mem::take(&mut *self.state.lock());
         if let Some(folder) = folder {
             ignore(fs::remove_dir_all(folder));
         }
+    }
+}
+
+impl State {
+    /// A place for the shadows of a mount.
+    fn base(&mut self, view: &View, mount: u32) -> Result<Base> {
+        match view.stand_ins.planes.empty_tree() {
+            Ok(root) => return Ok(Base::Own(root)),
+            Err(error) => tracing::info!("the end of a mount will be no event of inotify: {}", error.message),
+        }
+        if self.folder.is_none() {
+            let folder = folder(&view.home, std::process::id());
+            fs::create_dir(&folder).map_err(errno)?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).map_err(errno)?;
+            self.folder = Some(folder);
+        }
+        let folder = self.folder.as_ref().ok_or(Errno::ENOSPC)?.join(mount.to_string());
+        fs::create_dir(&folder).map_err(errno)?;
+        Ok(Base::Folder(folder))
     }
 }
 
@@ -337,7 +414,7 @@ pub(crate) fn add(call: &Call<'_>, node: &Arc<Node>, kind: Kind, place: &Place) 
                 Err(Errno::ENOENT) | Ok(_) => {}
                 Err(errno) => return Err(errno),
             }
-            call.view.watches.cast(&call.view.home, node, kind)?
+            call.view.watches.cast(call.view, node, kind)?
         }
     };
     let path = std::ffi::CString::new(path.into_os_string().as_bytes()).map_err(|_| Errno::EINVAL)?;

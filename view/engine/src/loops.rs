@@ -258,6 +258,7 @@ fn hidden(
         keeps_owners: false,
         of_host: false,
         is_pseudo: false,
+        never_written: false,
         is_hidden: true,
         uses: Vec::new(),
         is_source: false.into(),

@@ -17,6 +17,7 @@ use crate::call::{Answer, Call, DONE, Outcome};
 use crate::calls::Level;
 use crate::mounts::{Mount, Service, Table, is_below, shown};
 use crate::node::{Node, guarded};
+use crate::standin::Key;
 use crate::view::{MountRequest, View};
 use crate::walk::{Found, Limits, Place, Start};
 use crate::world::{DiskTree, ViewWorld};
@@ -184,6 +185,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         read_only: (words.read_only || made.read_only).into(),
         no_exec: words.no_exec.into(),
         permanent: words.permanent,
+        never_written: made.never_written,
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         of_host: made.of_host,
@@ -263,6 +265,7 @@ struct Made {
     root: Ino,
     service: Service,
     read_only: bool,
+    never_written: bool,
     alias: Option<Vec<u8>>,
     of_host: bool,
     is_image: bool,
@@ -300,6 +303,7 @@ fn bind(call: &Call<'_>, request: &MountRequest) -> Result<Made, MountError> {
         root,
         service,
         read_only,
+        never_written: matches!(place, Place::Tree(node, _) if node.mount.never_written),
         alias: Some(place.path()),
         of_host: match place {
             Place::Host(_) => true,
@@ -376,6 +380,7 @@ fn from_module(
             Service::Disk(_) => is_disk_read_only,
             Service::Tree | Service::Loops(_) => read_only,
         },
+        never_written: matches!(service, Service::Tree) && read_only,
         keeps_owners: matches!(module.source(), SourceKind::Disk | SourceKind::None)
             && matches!(service, Service::Tree)
             && !facts.own_permissions,
@@ -416,14 +421,13 @@ fn probe(call: &Call<'_>, world: &ViewWorld<'_>, source: &OsStr) -> Result<&'sta
 fn remount(call: &Call<'_>, target: &[u8], flags: u64) -> Result<()> {
     let mount = existing(call, target)?.ok_or(Errno::EINVAL)?;
     let read_only = flags & libc::MS_RDONLY != 0;
-    if !read_only && mount.is_read_only() {
-        let can_write = mount.alias.is_some() || matches!(mount.service, Service::Disk(_));
-        if !can_write {
-            // The driver opened its source for reading only.
-            return Err(Errno::EROFS);
-        }
+    if !read_only && mount.never_written {
+        return Err(Errno::EROFS);
     }
     if read_only && !mount.is_read_only() {
+        if has_writers(call.view, &mount) {
+            return Err(Errno::EBUSY);
+        }
         crate::data::sync_mount(call, mount.id)?;
     }
     mount.read_only.store(read_only, Ordering::Relaxed);
@@ -456,7 +460,9 @@ fn move_mount(call: &Call<'_>, source: &[u8], target: &[u8]) -> Result<()> {
         call.view.stand_ins.drop_mount(moving.id)?;
         call.view.stand_ins.planes.end(moving);
         let target = [&path, &moving.target[mount.target.len()..]].concat();
-        mounts.push(Arc::new(elsewhere(call.view, moving, target)));
+        let moved = elsewhere(call.view, moving, target);
+        call.view.watches.renumbered(moving.id, moved.id);
+        mounts.push(Arc::new(moved));
     }
     call.view.set_table(Table::new(mounts));
     Ok(())
@@ -487,6 +493,7 @@ fn elsewhere(view: &View, mount: &Mount, target: Vec<u8>) -> Mount {
         is_owned: mount.is_owned,
         keeps_owners: mount.keeps_owners,
         is_pseudo: mount.is_pseudo,
+        never_written: mount.never_written,
         is_hidden: false,
         uses: mount.uses.clone(),
         is_source: mount.is_source.load(Ordering::Acquire).into(),
@@ -544,17 +551,11 @@ pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
     if table.mounts().iter().any(is_source) {
         return true;
     }
-    view.stand_ins.collect(Some(mount.id), 0);
-    let stand_ins = view.stand_ins.of_mount(mount.id);
-    let mut keys: Vec<_> = stand_ins.iter().map(|stand_in| stand_in.key).collect();
-    keys.extend(view.backings.lock().iter().filter(|(_, id)| *id == mount.id).map(|(key, _)| *key));
+    let keys = known_keys(view, mount);
     if keys.is_empty() && view.stand_ins.planes.is_empty() {
         return false;
     }
-    let is_ours = |key: (u64, u64)| {
-        keys.contains(&key)
-            || view.stand_ins.planes.find(key).is_some_and(|known| known.node.mount.id == mount.id)
-    };
+    let is_ours = |key| is_of(view, mount, &keys, key);
     let uses = |path: std::path::PathBuf| crate::fuseplane::key_of(&path).is_ok_and(is_ours);
     crate::grow::processes().into_iter().any(|pid| {
         let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
@@ -562,6 +563,42 @@ pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
         ["cwd", "root", "exe"].iter().any(|link| uses(proc.join(link)))
             || open.into_iter().any(|fd| uses(fd.path()))
             || maps_any(&proc, &is_ours)
+    })
+}
+
+/// The real inodes that stand for nodes of a mount, other than those of its plane.
+fn known_keys(view: &View, mount: &Mount) -> Vec<Key> {
+    view.stand_ins.collect(Some(mount.id), 0);
+    let stand_ins = view.stand_ins.of_mount(mount.id);
+    let mut keys: Vec<_> = stand_ins.iter().map(|stand_in| stand_in.key).collect();
+    keys.extend(view.backings.lock().iter().filter(|(_, id)| *id == mount.id).map(|(key, _)| *key));
+    keys
+}
+
+fn is_of(view: &View, mount: &Mount, keys: &[Key], key: Key) -> bool {
+    keys.contains(&key)
+        || view.stand_ins.planes.find(key).is_some_and(|known| known.node.mount.id == mount.id)
+}
+
+/// Whether processes have files of a mount open for writing.
+fn has_writers(view: &View, mount: &Mount) -> bool {
+    let keys = known_keys(view, mount);
+    if keys.is_empty() && view.stand_ins.planes.is_empty() {
+        return false;
+    }
+    crate::grow::processes().into_iter().any(|pid| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|fd| {
+            let name = fd.file_name();
+            let info = std::path::Path::new("/proc").join(pid.to_string()).join("fdinfo").join(&name);
+            let writes = || {
+                let text = std::fs::read_to_string(info).unwrap_or_default();
+                let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+                let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
+                matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR)
+            };
+            crate::fuseplane::key_of(&fd.path()).is_ok_and(|key| is_of(view, mount, &keys, key)) && writes()
+        })
     })
 }
 
@@ -589,12 +626,14 @@ pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     if goes_on || mount.is_read_only() {
         if !goes_on {
             view.stand_ins.planes.end(mount);
+            view.watches.ended(mount.id);
         }
         release_loops(&loops);
         return written;
     }
     view.stand_ins.planes.end(mount);
     let ended = written.and(guarded(|| mount.tree.unmount()));
+    view.watches.ended(mount.id);
     release_loops(&loops);
     ended
 }

@@ -47,6 +47,8 @@ pub(crate) struct Mount {
     pub except: Vec<Vec<u8>>,
     /// Nothing may be changed.
     pub read_only: AtomicBool,
+    /// Nothing can ever be changed: the driver opened its source for reading only.
+    pub(crate) never_written: bool,
     /// No program may be run from it.
     pub no_exec: AtomicBool,
     /// It cannot be unmounted.

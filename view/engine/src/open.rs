@@ -1,7 +1,7 @@
 //! `open(2)` and its relatives.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,8 +10,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use veduta_api::{Attr, Device, File, Kind, NewNode, OpenFlags, Perm, Result, SetAttr};
+use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, Outcome, Target};
+use crate::calls::F_CREATED_QUERY;
 use crate::identity::{EXECUTE, READ, WRITE};
 use crate::mounts::Service;
 use crate::node::{Node, guarded};
@@ -376,9 +378,53 @@ fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
             };
             call.view.watches.made(directory, name, Kind::File);
             let node = Node::child(directory, name, &entry);
-            made(call, &node, &entry.attr, file, flags)
+            let answer = made(call, &node, &entry.attr, file, flags)?;
+            if let Answer::Fd { fd, .. } = &answer {
+                mark_created(fd);
+            }
+            Ok(answer)
         }
     }
+}
+
+/// Says of a description, which the driver or the kernel has opened elsewhere, that its file was made for it. The kernel keeps that with the
+/// description, for all who get it: as the signal that tells that input is possible, which is the one that it would be in any case.
+fn mark_created(fd: &OwnedFd) {
+    if !is_created(fd) {
+        let mark = &mut control(fd, F_SETSIG, libc::SIGIO as u64);
+        if let Err(errno) = raw::call(libc::SYS_fcntl as u32, mark) {
+            tracing::debug!("a new file is not told as such: {}", errno.desc());
+        }
+    }
+}
+
+/// Whether the kernel itself knows that.
+fn is_created(fd: &OwnedFd) -> bool {
+    raw::call(libc::SYS_fcntl as u32, &mut control(fd, u64::from(F_CREATED_QUERY), 0)) == Ok(1)
+}
+
+const F_SETSIG: u64 = 10;
+const F_GETSIG: u64 = 11;
+
+fn control(fd: &OwnedFd, operation: u64, value: u64) -> [Argument<'static>; 3] {
+    [fd.as_raw_fd() as u64, operation, value].map(Argument::Value)
+}
+
+/// `fcntl(F_CREATED_QUERY)`
+pub(crate) fn was_created(call: &Call<'_>) -> Outcome {
+    let Ok(fd) = crate::serve::descriptor(call.task, call.int(0)) else { return Ok(Answer::GoOn) };
+    let signal = raw::call(libc::SYS_fcntl as u32, &mut control(&fd, F_GETSIG, 0));
+    let is_ours = || {
+        let key = crate::fuseplane::key_of_fd(fd.as_fd());
+        key.is_ok_and(|key| {
+            call.view.stand_ins.find(key).is_some()
+                || call.view.backings.lock().iter().any(|(known, _)| *known == key)
+        })
+    };
+    let knows = raw::call(libc::SYS_fcntl as u32, &mut control(&fd, u64::from(F_CREATED_QUERY), 0)).is_ok();
+    // A kernel that does not know the call says so itself.
+    let is_marked = knows && signal == Ok(libc::SIGIO.into()) && is_ours();
+    Ok(if is_marked { Answer::Value(1) } else { Answer::GoOn })
 }
 
 /// The answer for a file that was just made; its permissions do not bind its maker.

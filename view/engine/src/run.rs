@@ -24,6 +24,9 @@ use crate::call::Call;
 use crate::calls::Level;
 use crate::view::{Catalogue, MountRequest, View};
 
+/// Descriptors that the engine of a view has where it may choose.
+const MANY_FILES: u64 = 1 << 19;
+
 /// How a view is started.
 pub struct Settings {
     /// The command and its arguments.
@@ -222,7 +225,10 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
         }
         // An open virtual file costs the engine descriptors; what the command may open does not change by that.
         let most = raw::Limit { now: own_limit.most, ..own_limit };
-        if let Err(errno) = raw::set_descriptor_limit(most) {
+        // Root may go beyond its own limit.
+        let beyond = own_limit.most.max(MANY_FILES);
+        let is_raised = raw::set_descriptor_limit(raw::Limit { now: beyond, most: beyond });
+        if let Err(errno) = is_raised.or_else(|_| raw::set_descriptor_limit(most)) {
             tracing::warn!("the engine keeps its limit of open files: {}", errno.desc());
         }
         crate::watch::start();

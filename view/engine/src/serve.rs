@@ -295,12 +295,16 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     outcome
 }
 
-/// Serves a call; once more if the engine had no descriptors left for it, when those that nobody needs are given back.
+/// Serves a call; once more if the engine had no descriptors left for it, when those that nobody needs are given back. If that is of no help,
+/// it is not the caller's limit that was reached: the kernel says `EMFILE` of that itself, when the descriptor is handed over.
 fn relieved(call: &Call<'_>) -> Outcome {
     match caught(|| dispatch(call)) {
         Err(Errno::EMFILE) => {
             call.view.stand_ins.relieve();
-            caught(|| dispatch(call))
+            caught(|| dispatch(call)).map_err(|errno| match errno {
+                Errno::EMFILE => Errno::ENFILE,
+                other => other,
+            })
         }
         outcome => outcome,
     }
@@ -392,6 +396,11 @@ thread_local! {
     static HANDLES: RefCell<HashMap<Pid, OwnedFd>> = RefCell::default();
 }
 
+/// Handles that a thread keeps: few of the descriptors that the engine may have.
+fn most_handles() -> usize {
+    raw::descriptor_limit().map_or(1, |limit| (limit.most / 256).clamp(1, 16) as usize)
+}
+
 /// A copy of a task's descriptor.
 pub(crate) fn descriptor(task: Task, number: i32) -> Result<OwnedFd> {
     HANDLES.with_borrow_mut(|handles| {
@@ -402,7 +411,7 @@ pub(crate) fn descriptor(task: Task, number: i32) -> Result<OwnedFd> {
                 done => return done,
             }
         }
-        if handles.len() >= 16 {
+        if handles.len() >= most_handles() {
             handles.clear();
         }
         let handle = task.handle()?;

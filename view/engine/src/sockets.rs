@@ -168,9 +168,13 @@ fn bind(call: &Call<'_>, path: &[u8]) -> Outcome {
             let name = OsStr::from_bytes(&found.name);
             let entry = guarded(|| directory.tree().mknod(directory.ino, name, &new))?;
             let _node = Node::child(directory, name, &entry);
-            let bound = on_socket(call, &Address::of_node(directory.mount.id, entry.attr.st_ino).bytes);
+            let address = Address::of_node(directory.mount.id, entry.attr.st_ino).bytes;
+            let bound = on_socket(call, &address);
             if bound.is_err() {
                 guarded(|| directory.tree().unlink(directory.ino, name))?;
+            } else {
+                call.view.bound.lock().insert(address, path.to_vec());
+                call.view.watches.made(directory, name, Kind::Socket);
             }
             bound
         }
@@ -182,6 +186,28 @@ fn bind(call: &Call<'_>, path: &[u8]) -> Outcome {
         }
         (None, None) => Err(Errno::ENOENT),
     }
+}
+
+/// `getsockname(2)` and `getpeername(2)`: a socket in a virtual tree has the name that it was given.
+pub(crate) fn name(call: &Call<'_>) -> Outcome {
+    if call.view.bound.lock().is_empty() {
+        return Ok(Answer::GoOn);
+    }
+    let Ok(fd) = crate::serve::descriptor(call.task, call.int(0)) else { return Ok(Answer::GoOn) };
+    let (mut name, mut len) = ([0; 128], 128_u32.to_ne_bytes());
+    let mut arguments =
+        [Argument::Value(fd.as_raw_fd() as u64), Argument::Output(&mut name), Argument::Output(&mut len)];
+    if raw::call(call.number, &mut arguments).is_err() {
+        return Ok(Answer::GoOn);
+    }
+    let len = (u32::from_ne_bytes(len) as usize).min(name.len());
+    let Some(path) = call.view.bound.lock().get(&name[..len]).cloned() else { return Ok(Answer::GoOn) };
+    let room = i32::from_ne_bytes(call.task.read_array(call.args[2])?);
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
+    let said = [&name[..FAMILY], &path, &[0]].concat();
+    call.task.write(call.args[1], &said[..room.min(said.len())])?;
+    call.task.write(call.args[2], &(said.len() as u32).to_ne_bytes())?;
+    DONE
 }
 
 /// How the socket at a path is reached; `None` if the kernel finds it.
@@ -336,6 +362,9 @@ fn on_socket(call: &Call<'_>, address: &[u8]) -> Outcome {
     raw::call(call.number, &mut arguments)?;
     DONE
 }
+
+/// The names that sockets were given, by the address that the kernel knows.
+pub(crate) type Bound = HashMap<Vec<u8>, Vec<u8>>;
 
 /// The real fifos of nodes, by mount and number.
 pub(crate) type Fifos = HashMap<(u32, Ino), Arc<OwnedFd>>;

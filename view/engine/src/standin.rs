@@ -405,6 +405,29 @@ impl StandIn {
         alone
     }
 
+    /// Nobody has it open any more: what shared mappings have stored is written, as long as whoever opens the node finds this here. Otherwise
+    /// it would come back into what they cut off. `false` if somebody has it open.
+    fn settle(&self) -> bool {
+        let mut memory = self.memory.lock();
+        if !memory.stores {
+            return true;
+        }
+        // Whoever maps it from now on waits for us, to say that it may store.
+        if !self.is_closed() {
+            return false;
+        }
+        if let Err(errno) = self.write_back_locked(&memory) {
+            tracing::error!(path = %String::from_utf8_lossy(&self.node.path()), "not all was written: {}", errno.desc());
+        }
+        memory.stores = false;
+        true
+    }
+
+    /// Whether nothing can have been stored that is not yet written; `false` also where somebody is just at it.
+    fn is_settled(&self) -> bool {
+        self.memory.try_lock().is_some_and(|memory| !memory.stores)
+    }
+
     /// The last one has closed it: what was put off is done now.
     fn finish(&self) -> Result<()> {
         let stored = self.write_back();
@@ -473,6 +496,18 @@ fn few() -> usize {
 
 const MANY: usize = 1024;
 
+/// Descriptors that the engine keeps for what lasts no longer than a call, and for itself: those that stand for nodes have the others.
+fn spare(limit: u64) -> u64 {
+    (limit / 4).clamp(16, 512)
+}
+
+/// What is to stand for a node. The kernel gives the lowest number that is free, so it says how many descriptors there are. `EMFILE` if
+/// they are too many: without some to spare, the engine could not even look whose call it is that came.
+fn sparing(made: HostFile) -> Result<HostFile> {
+    let limit = raw::descriptor_limit()?.most;
+    if (made.as_raw_fd() as u64).saturating_add(spare(limit)) < limit { Ok(made) } else { Err(Errno::EMFILE) }
+}
+
 impl StandIns {
     /// None yet. `home` is a directory of the host in which directories can be made.
     pub(crate) fn new(home: PathBuf, planes: Planes) -> Self {
@@ -532,6 +567,7 @@ impl StandIns {
         }
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
+        let fd = sparing(fd)?;
         let data = fd.metadata().map_err(errno)?;
         let stand_in = Arc::new(StandIn::new((data.dev(), data.ino()), node, kind, Some(fd), made));
         by_node.insert((node.mount.id, node.ino), Arc::clone(&stand_in));
@@ -570,9 +606,12 @@ impl StandIns {
             .cloned()
             .collect();
         for stand_in in candidates {
+            if !stand_in.settle() {
+                continue;
+            }
             let mut by_node = self.by_node.lock();
             // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
-            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() {
+            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() || !stand_in.is_settled() {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
@@ -586,7 +625,7 @@ impl StandIns {
 
     /// Lets go of all that nobody uses, and of what the kernel does not tell that of: for one that has no descriptors left.
     pub(crate) fn relieve(&self) {
-        self.collect(None, 64);
+        self.collect(None, 64.min(most() as u64));
         self.collect_uncounted();
     }
 
@@ -595,8 +634,8 @@ impl StandIns {
     /// on its way, stays. Those in a socket, on their way from one process to another, are not seen: the newest stay.
     fn collect_uncounted(&self) {
         let _collecting = self.collecting.lock();
-        const NEWEST: u64 = 32;
-        let young = self.made.load(Ordering::Relaxed).saturating_sub(NEWEST);
+        let newest = 32.min(most() as u64 / 2);
+        let young = self.made.load(Ordering::Relaxed).saturating_sub(newest);
         let is_candidate = |stand_in: &&Arc<StandIn>| {
             stand_in.age < young
                 && (stand_in.kind == Kind::Directory || stand_in.uncounted.load(Ordering::Relaxed))
@@ -614,12 +653,15 @@ impl StandIns {
                 Kind::Directory => directories.contains(&stand_in.age),
                 _ => files.contains(&stand_in.key) || !stand_in.is_closed(),
             };
-            if is_used {
+            if is_used || !stand_in.settle() {
                 continue;
             }
             let mut by_node = self.by_node.lock();
             // As in `collect`.
-            if Arc::strong_count(&stand_in) > 3 || stand_in.arrived.load(Ordering::Acquire) != arrived {
+            if Arc::strong_count(&stand_in) > 3
+                || stand_in.arrived.load(Ordering::Acquire) != arrived
+                || !stand_in.is_settled()
+            {
                 continue;
             }
             by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));

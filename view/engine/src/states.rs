@@ -115,8 +115,11 @@ impl Limits {
     }
 
     fn from_bytes(bytes: [u8; 16]) -> Self {
-        let half =
-            |at: usize| bytes[at..at + 8].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let half = |at: usize| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(half)
+        };
         Self { soft: half(0), hard: half(8) }
     }
 

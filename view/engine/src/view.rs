@@ -70,6 +70,10 @@ pub(crate) struct View {
     pub(crate) has_roots: AtomicBool,
     /// The real fifos of virtual ones.
     pub(crate) fifos: Mutex<crate::sockets::Fifos>,
+    /// Somebody was told that set-user-id programs are as others here.
+    pub(crate) told_of_set_id: AtomicBool,
+    /// What sockets in virtual trees are called.
+    pub(crate) bound: Mutex<crate::sockets::Bound>,
     /// Mounts that were unmounted while they were in use.
     pub detached: Mutex<Vec<Arc<crate::mounts::Mount>>>,
     /// Where files can be made, for a moment.
@@ -124,6 +128,8 @@ impl View {
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
+            told_of_set_id: AtomicBool::new(false),
+            bound: Mutex::default(),
             detached: Mutex::default(),
             home,
             host_listings: Mutex::default(),

@@ -28,7 +28,7 @@ impl Task {
 
     /// The call that it waits in; `None` if it runs, or waits elsewhere. `proc_pid_syscall(5)`.
     pub fn blocked_in(self) -> Result<Option<u32>> {
-        let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.0)).map_err(|_| Errno::ESRCH)?;
+        let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.0)).map_err(unread)?;
         Ok(text.split_ascii_whitespace().next().and_then(|number| number.parse().ok()))
     }
 
@@ -181,7 +181,16 @@ impl Task {
 
     fn status(self) -> Result<String> {
         // Names of programs need not be UTF-8.
-        let bytes = std::fs::read(format!("/proc/{}/status", self.0)).map_err(|_| Errno::ESRCH)?;
+        let bytes = std::fs::read(format!("/proc/{}/status", self.0)).map_err(unread)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Why nothing can be read of a task: it has ended, or we have no descriptors left.
+#[allow(clippy::needless_pass_by_value)] // as `map_err` wants it
+fn unread(error: std::io::Error) -> Errno {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(errno @ (Errno::EMFILE | Errno::ENFILE)) => errno,
+        _ => Errno::ESRCH,
     }
 }
