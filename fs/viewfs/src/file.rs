@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use veduta_api::{Allocate, Errno, File, Ioctl, OpenFlags, Result, Seek};
 
+use crate::setup::Durability;
 use crate::table::Node;
 use crate::tree::Tree;
 
@@ -67,7 +68,10 @@ impl File for MergedFile {
         self.now().flush()
     }
     fn sync(&self, data_only: bool) -> Result<()> {
-        if self.tree.rules.volatile { Ok(()) } else { self.now().sync(data_only) }
+        match self.tree.rules.durability {
+            Durability::Volatile => Ok(()),
+            Durability::Ordered | Durability::Strict => self.now().sync(data_only),
+        }
     }
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
         self.now().allocate(how, offset, len)

@@ -28,6 +28,20 @@ pub enum Mode {
     MinCow,
 }
 
+/// What a crash of the machine, or a power failure, leaves of copies in the upper layer. When only this program is killed, each is whole
+/// or not there in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// A copy that is found has its content: the filesystem writes the content before the name. It is not waited for where
+    /// the filesystem keeps that order by itself.
+    #[default]
+    Ordered,
+    /// A copy, and a directory that is copied, is on the disk before it gets its name.
+    Strict,
+    /// Nothing, not even what was synced.
+    Volatile,
+}
+
 /// A directory of a tree.
 #[derive(Clone)]
 pub struct Place {
@@ -77,8 +91,8 @@ pub struct Setup {
     pub vstat: bool,
     /// What is there stays as it is; new files may be written until they are closed.
     pub worm: bool,
-    /// Nothing is waited for to be on the disk.
-    pub volatile: bool,
+    /// What a crash of the machine leaves.
+    pub durability: Durability,
     /// Others change the layers, and that shall be seen within a second.
     pub renew: bool,
     /// Marks are kept as `user.overlay.*` also by root.
@@ -131,7 +145,7 @@ impl Setup {
             index: !self.no_index && self.mode == Mode::Cow,
             vstat: self.vstat,
             worm: self.worm,
-            volatile: self.volatile,
+            durability: self.durability,
             shared: self.renew || below.is_some() || matches!(self.mode, Mode::Bind | Mode::MinCow),
             own_permissions: self.own_permissions,
             real_numbers: self.real_numbers,
