@@ -85,7 +85,7 @@ impl File for MergedFile {
     /// In a view `fstat(2)` on the descriptor itself would tell the real owner and mode.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         let rules = &self.tree.rules;
-        if rules.vstat && rules.real_numbers { None } else { self.now().backing() }
+        if (rules.vstat || rules.disguised) && rules.real_numbers { None } else { self.now().backing() }
     }
     fn backing_may_change(&self) -> bool {
         !self.is_final

@@ -6,7 +6,7 @@
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
-//! `state` (the work directory), `vstat` (virtual owners and modes), `store` (the family's own store), `points` (`except=`, `hide=`).
+//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`).
 //!
 //! # Limits
 //!
@@ -44,6 +44,7 @@ mod layer;
 mod options;
 mod points;
 mod setup;
+mod shown;
 mod state;
 mod store;
 mod table;

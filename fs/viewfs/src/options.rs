@@ -2,10 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use veduta_api::{Module, MountError, Object, OptionSpec, Options, Request, SourceKind};
 
 use crate::setup::{Durability, Mode, Place, Setup};
+use crate::shown::{Disguise, Ids, Shown};
 
 /// The type `viewfs`.
 pub struct Viewfs;
@@ -90,6 +92,17 @@ const OPTIONS: &[OptionSpec] = &[
         "auto (the default): a copy that is found after a crash of the machine has its content. strict: and is on the disk before it is seen, \
          directories too. volatile: as that word. In fuse-overlayfs's words 1 is auto and 0 is volatile.",
     ),
+    OptionSpec::flag("squash_to_root", "Everything is shown as root's. Of fuse-overlayfs, as the next six."),
+    OptionSpec::with_value("squash_to_uid", "UID", "Everything is shown as this user's."),
+    OptionSpec::with_value("squash_to_gid", "GID", "Everything is shown as this group's."),
+    OptionSpec::with_value(
+        "uidmapping",
+        "UID:SHOWN:COUNT[:UID:SHOWN:COUNT]...",
+        "COUNT users from UID on are shown as those from SHOWN on, and the other way round; others as nobody (65534).",
+    ),
+    OptionSpec::with_value("gidmapping", "GID:SHOWN:COUNT[:...]", "The same for groups."),
+    OptionSpec::flag("static_nlink", "Directories have one link, always."),
+    OptionSpec::flag("noacl", "There are no ACLs."),
     OptionSpec::with_value("xattr_permissions", "N", "fuse-overlayfs's word: 2 is vstat, 0 is not."),
 ];
 
@@ -183,9 +196,13 @@ impl Module for Viewfs {
             setup.lower.extend(target.clone());
         }
         setup.below = target;
+        let disguise = take_disguise(&mut request.options)?;
+        setup.disguised = disguise != Disguise::default();
         let is_cow = matches!(setup.mode, Mode::Cow | Mode::MinCow);
         setup.own_permissions = is_cow && !rustix::process::geteuid().is_root();
-        Ok(Object::Tree(setup.mount()?))
+        let is_disguised = setup.disguised;
+        let tree = setup.mount()?;
+        Ok(Object::Tree(if is_disguised { Arc::new(Shown { tree, disguise }) } else { tree }))
     }
 }
 
@@ -236,6 +253,34 @@ fn take_words(options: &mut Options) -> Result<Setup, MountError> {
     take_switch(options, "xino", &["on", "auto", "off"], &[])?;
     take_switch(options, "nfs_export", &["off"], &[])?;
     Ok(setup)
+}
+
+fn take_disguise(options: &mut Options) -> Result<Disguise, MountError> {
+    let is_root = options.take_flag("squash_to_root")?;
+    let mut ids = |all: &str, mapped: &str| {
+        let (number, ranges) = (options.take_value(all)?, options.take_value(mapped)?);
+        match (number, ranges) {
+            (Some(_), Some(_)) => {
+                Err(MountError::usage(format!("of {all}= and {mapped}= only one can be given")))
+            }
+            (Some(number), None) => number
+                .parse()
+                .map(Ids::All)
+                .map_err(|_| MountError::usage(format!("option {all}={number}: expected a number"))),
+            (None, Some(_)) if is_root => {
+                Err(MountError::usage(format!("of squash_to_root and {mapped}= only one can be given")))
+            }
+            (None, Some(ranges)) => Ids::parse(&ranges).ok_or_else(|| {
+                MountError::usage(format!(
+                    "option {mapped}={ranges}: expected ID:SHOWN:COUNT, any number of times"
+                ))
+            }),
+            (None, None) => Ok(if is_root { Ids::All(0) } else { Ids::Plain }),
+        }
+    };
+    let (users, groups) = (ids("squash_to_uid", "uidmapping")?, ids("squash_to_gid", "gidmapping")?);
+    let (static_nlink, no_acl) = (options.take_flag("static_nlink")?, options.take_flag("noacl")?);
+    Ok(Disguise { users, groups, static_nlink, no_acl })
 }
 
 fn take_durability(options: &mut Options) -> Result<Durability, MountError> {

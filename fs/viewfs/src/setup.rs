@@ -100,6 +100,8 @@ pub struct Setup {
     /// Nodes show the device and the number of the file behind, as `fstat(2)` on its descriptor does: for a view. Otherwise numbers
     /// are of the tree, and stay when a file is copied up.
     pub real_numbers: bool,
+    /// Nodes are shown with other owners than they have, by who wraps the tree.
+    pub disguised: bool,
     /// The layers below are not written down.
     pub no_record: bool,
     /// The tree decides who may do what: whatever the user of this process may. For a view, and for a mount that is nobody
@@ -149,6 +151,7 @@ impl Setup {
             shared: self.renew || below.is_some() || matches!(self.mode, Mode::Bind | Mode::MinCow),
             own_permissions: self.own_permissions,
             real_numbers: self.real_numbers,
+            disguised: self.disguised,
             prefix,
         };
         let tree = Tree::new(layers, union, below, points, rules, state).map_err(|errno| {

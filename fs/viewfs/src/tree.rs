@@ -57,6 +57,8 @@ pub(crate) struct Rules {
     pub(crate) own_permissions: bool,
     /// Nodes show the numbers of the files behind.
     pub(crate) real_numbers: bool,
+    /// Owners are shown otherwise than they are.
+    pub(crate) disguised: bool,
     pub(crate) prefix: Prefix,
 }
 
