@@ -132,6 +132,41 @@ check "the next commit completes it" "$VEDUTA" commit u
 same "and nothing is missing" "$merged" "$(tree_hash b)"
 same "and nothing is left of the work" "" "$(find u b -name '.veduta*')"
 
+# The same before chosen calls, after random changes: before each that changes something with KILL_POINTS=all.
+if [ "$HOW" != root ]; then
+    skip "killed before single system calls: root's" fine
+elif ! command -v strace >/dev/null; then
+    skip "strace is missing"
+else
+    mkdir kill
+    points=${KILL_POINTS:-3}
+    # shellcheck disable=SC2046 # no word, or one
+    check "random changes are committed as they were seen, also after a kill before a call that changes something" \
+        "$(realpath "$TESTS/union-kill")" "$V" "$TMP/kill" commits "${SEED:-1}" "${KILL_SEEDS:-8}" $([ "$points" = all ] || echo "$points")
+fi
+
+# --- What a commit changes is also what it reads: directories that changed places, or moved over each other
+fresh; mkdir b/one b/two; echo 1 >b/one/f; echo 2 >b/two/f; echo only >b/two/only
+over; mv m/one m/t; mv m/two m/one; mv m/t m/two; mv m/lib m/old/lib; mv m/etc m/lib; merged=$(tree_hash m); unmount "$TMP/m"
+check "commit of directories that changed places" "$VEDUTA" commit u
+same "commit of directories that changed places: below is what was seen" "$merged" "$(tree_hash b)"
+same "and nothing is left in the layer" "" "$(ls -A u)"
+fresh; over; rm -r m/etc; mkdir m/etc; echo new >m/etc/new; unmount "$TMP/m"
+check "commit of a path in a directory that was made again" "$VEDUTA" commit u etc/new
+over; same "commit of a path in a directory that was made again: it is still seen" new "$(ls m/etc)"; unmount "$TMP/m"
+check "commit of the rest of it" "$VEDUTA" commit u
+same "commit of the rest of it: is done" new "$(ls b/etc)"
+fresh; mkdir b/d; ln b/x b/d/link; over; echo three >>m/x; mv m/d m/e; unmount "$TMP/m"
+check "commit of a directory that was moved with a hard link in it" "$VEDUTA" commit u
+same "commit of a directory that was moved with a hard link in it: it is there" "one three 3" "$(xargs <b/e/link) $(stat -c %h b/x)"
+fresh; over; echo two >>m/x; unmount "$TMP/m"
+check "commit of one of two hard links" "$VEDUTA" commit u x
+check "commit of the other: finds no conflict with the first" "$VEDUTA" commit u
+same "commit of the other: they are links again" "one two 2 2" "$(xargs <b/y) $(stat -c %h b/x b/y | xargs)"
+fresh; over; echo same >m/old/gone; mv m/old/gone m/etc/conf; unmount "$TMP/m"
+check "commit of a file that was moved over another" "$VEDUTA" commit u
+same "commit of a file that was moved over another: is done" "same more" "$(cat b/etc/conf) $(ls b/old)"
+
 # --- export, import
 fresh; over; change; unmount "$TMP/m"
 over; merged=$(tree_hash m); unmount "$TMP/m"

@@ -3,6 +3,7 @@
 # shellcheck source=tests/lib.sh disable=SC2010,SC2011 # names are plain here
 . "$(dirname "$0")/../lib.sh"
 oracle=$(realpath "$(dirname "$0")/../union-oracle")
+kill=$(realpath "$(dirname "$0")/../union-kill")
 fsx=$(realpath "$(dirname "$0")/../fsx")
 filtered=$(realpath "$(dirname "$0")/../filtered")
 cd "$TMP" || exit 1
@@ -124,6 +125,9 @@ number=$(stat -c %i b/x)
 same "S20: hard links from below" "$number 2" "$(stat -c '%i %h' b/y)"
 echo two >>b/x
 same "S20: are links still when one is written" "one two" "$(xargs <b/y)"
+check "S20: a name that was not written itself is moved" mv b/y b/yy
+same "S20: and is a link still" "$number 2" "$(stat -c '%i %h' b/yy)"
+mv b/yy b/y
 same "S20: with the same number" "$number $number 2" "$(stat -c %i b/x) $(stat -c '%i %h' b/y)"
 : >b/f
 same "S20: O_TRUNC" 0 "$(stat -c %s b/f)"
@@ -201,6 +205,58 @@ same "after a kill every file is whole" 40 $whole
 unmount "$TMP/b"
 same "and nothing is left of the work" "" "$(find a -name '.veduta*')"
 
+# At chosen calls: before each that changes something with KILL_POINTS=all, otherwise before some of them.
+points=${KILL_POINTS:-1}
+if [ "$HOW" != root ]; then
+    skip "killed before single system calls: root's" fine
+elif ! command -v strace >/dev/null; then
+    skip "strace is missing"
+else
+    mkdir kill
+    # shellcheck disable=SC2046 # no word, or one
+    check "killed before a call that changes something, a new mount shows the tree from before or after" \
+        "$kill" "$V" "$TMP/kill" copies "${SEED:-1}" $([ "$points" = all ] || echo "$points")
+fi
+
+# --- Power fails: the disk stops at once, with what the journal had written
+# what_a_crash_leaves TYPE FSYNC: how many of 20 copies are there, and how many of these have not the content of the file.
+what_a_crash_leaves() {
+    local n there=0 bad=0
+    truncate -s 400M disk && "mkfs.$1" -q disk && mount -o loop disk d || return
+    mkdir d/l d/u
+    for n in $(seq 20); do head -c 100000 /dev/zero | tr '\0' A >d/l/$n; done
+    sync -f d
+    "$V" -o "fsync=$2,lowerdir=$TMP/d/l,upperdir=$TMP/d/u" none "$TMP/m"
+    for n in $(seq 10); do chmod 600 m/$n; done
+    for n in $(seq 11 20); do echo B >>m/$n; done
+    # FS_IOC_SHUTDOWN: write the journal, and nothing else any more.
+    python3 -c 'import fcntl, os, struct; fcntl.ioctl(os.open("d", 0), 0x8004587d, struct.pack("I", 1))'
+    unmount "$TMP/m" 2>/dev/null
+    umount d && mount -o loop disk d
+    for n in $(seq 20); do
+        [ -e d/u/$n ] || continue
+        there=$((there + 1))
+        [ "$(head -c 100000 d/u/$n | tr -d '\0' | wc -c)" = 100000 ] || bad=$((bad + 1))
+    done
+    umount d; rm -f disk
+    echo "$there there, $bad bad"
+}
+if [ "$HOW" != root ] || ! losetup -f >/dev/null 2>&1; then
+    skip "power fails: needs root, and loop devices" fine
+else
+    mkdir -p d m
+    same "power fails on ext4: each copy that is there has its content" "20 there, 0 bad" "$(what_a_crash_leaves ext4 auto)"
+    same "power fails on ext4: so it is when each is waited for" "20 there, 0 bad" "$(what_a_crash_leaves ext4 strict)"
+    # Whoever calls sync(2) meanwhile may save them all.
+    empty() { for _ in 1 2 3 4 5; do what_a_crash_leaves ext4 volatile | grep -q ' 0 bad' || return 0; done; return 1; }
+    check "power fails on ext4: volatile does not care (so this test would find it)" empty
+    if command -v mkfs.xfs >/dev/null && grep -qw xfs /proc/filesystems; then
+        same "power fails on XFS: each copy that is there has its content" "20 there, 0 bad" "$(what_a_crash_leaves xfs auto)"
+    fi
+fi
+refuse 1 'expected one of auto' "a wrong word of fsync=" "$V" -o cow,fsync=maybe a b
+refuse 1 'says otherwise' "volatile and strict" "$V" -o cow,volatile,fsync=strict a b
+
 # --- S22: virtual owners and devices
 mkdir t; rm -rf a b; mkdir a b
 check "S22 vstat: is mounted" "$V" -o cow,vstat,dev "$TMP/a" "$TMP/b"
@@ -257,6 +313,32 @@ else
     same "fuse-overlayfs: here the same changes give the same tree" "$theirs" "$ours"
     same "fuse-overlayfs: an upper layer that was made here is the same tree there" "$ours" "$(foreign; shown m; end_foreign)"
 fi
+
+# --- fuse-overlayfs's words about owners: the same as there
+fresh; mkdir -p m w
+if [ "$HOW" = root ] && command -v fuse-overlayfs >/dev/null; then
+    chown 7:8 b/f; chown 3:3 b/d
+    for words in squash_to_root squash_to_uid=12,squash_to_gid=13 uidmapping=0:1000:1:7:70:2,gidmapping=0:2000:100 static_nlink; do
+        rm -rf a w; mkdir a w
+        "$V" -o "$words,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+        ours=$(stat -c '%n %u %g' m/f m/d m/x; stat -c %h m/d); unmount "$TMP/m"
+        fuse-overlayfs -o "$words,lowerdir=$TMP/b,upperdir=$TMP/a,workdir=$TMP/w" "$TMP/m" >/dev/null 2>&1
+        theirs=$(stat -c '%n %u %g' m/f m/d m/x; stat -c %h m/d); end_foreign
+        same "$words: as fuse-overlayfs shows it" "$theirs" "$ours"
+    done
+    rm -rf a; mkdir a
+    "$V" -o "uidmapping=0:1000:1:7:70:2,gidmapping=0:2000:100,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+    check "uidmapping: a file is given to one who is shown" chown 71:2005 m/f
+    refuse 1 'Invalid argument' "uidmapping: but not to one who is nobody below" chown 5 m/f
+    unmount "$TMP/m"
+    same "uidmapping: below it is somebody else's" "8 5" "$(stat -c '%u %g' a/f)"
+    chown 0:0 b/f b/d
+fi
+refuse 1 'expected ID:SHOWN:COUNT' "uidmapping: wrong words" "$V" -o cow,uidmapping=1:2 a b
+"$V" -o "squash_to_root,noacl,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+same "squash_to_root: all is root's" "0 0" "$(stat -c '%u %g' m/f)"
+check "squash_to_root: files are made" bash -c "echo n >m/n && rm m/n"
+unmount "$TMP/m"
 
 # --- Whiteouts that are names: layers of an image unpacked as they are, and fuse-overlayfs where it may make no device
 rm -rf a b l w m; mkdir -p a b/d/sub b/e b/g w m

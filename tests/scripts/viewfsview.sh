@@ -175,6 +175,19 @@ check "B4 over /: the next commit completes it" "$VEDUTA" commit try
 same "B4 over /: and nothing is missing" "B" "$(cat mine/*/file | tr -s B)"
 check "B4 over /: a directory too" test -d mine/1/new
 same "B4 over /: nothing is left of the work then" "" "$(find mine -name '.veduta*')"
+# Over some trees only: each has a layer of its own in the directory, and they are worked with together.
+rm -rf try one two; mkdir one two one/d; echo 1 >one/f; echo 2 >two/f
+timeout -k 1 60 "$VEDUTA" run -N --cow try --over one --over two -- sh -c 'cd "$TMP"; echo more >>one/f; rm -r one/d; rm two/f; echo new >two/n' >log 2>&1
+in_short() { sed "s|${TMP#/}/||" | sort | xargs; }
+same "B4 over two trees: diff tells of both" "A two/n D one/d/ D two/f M one/f" "$("$VEDUTA" diff try | in_short)"
+same "B4 over two trees: of a path" "D one/d/ M one/f" "$("$VEDUTA" diff try "$TMP/one" | in_short)"
+check "B4 over two trees: a path of one is discarded" "$VEDUTA" discard try "$TMP/two/n"
+echo theirs >>two/f
+refuse 3 'two/f: it was changed below' "B4 over two trees: a conflict in one" "$VEDUTA" commit try
+same "B4 over two trees: then nothing is committed in the other" "1" "$(cat one/f)"
+check "B4 over two trees: commit of one" "$VEDUTA" commit try "$TMP/one"
+same "B4 over two trees: commit of one: is done" "f 1 more" "$(ls one) $(xargs <one/f)"
+same "B4 over two trees: the other is left" "D two/f" "$("$VEDUTA" diff try | in_short)"
 if [ "$(id -u)" != 0 ] && [ ! -w /etc/hostname ] && [ -r /etc/hostname ]; then
     rm -rf try; mkdir try
     timeout -k 1 60 "$VEDUTA" run -N --cow try -- sh -c 'echo more >>/etc/hostname' >log 2>&1

@@ -517,18 +517,24 @@ impl Watcher {
 mod tests {
     use super::*;
 
-    /// Two that found each other idle both parked once, and the mount hung: seen on a busy machine.
-    #[test]
-    fn the_last_worker_that_waits_does_not_park() {
+    /// Two idle workers, one of which has parked.
+    fn one_of_two_parked() -> (Arc<Shared>, std::thread::JoinHandle<Parked>) {
         let shared = Arc::new(Shared::new());
         shared.idle.store(2, Ordering::Release);
-        let other = {
+        let parked = {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || shared.park(1, 2))
         };
         while shared.state.lock().parked == 0 {
             std::thread::yield_now();
         }
+        (shared, parked)
+    }
+
+    /// Two that found each other idle both parked once, and the mount hung: seen on a busy machine.
+    #[test]
+    fn the_last_worker_that_waits_does_not_park() {
+        let (shared, other) = one_of_two_parked();
         assert_eq!(shared.idle.load(Ordering::Acquire), 1);
         assert_eq!(shared.park(1, 2), Parked::GoesOn);
         assert_eq!(shared.idle.load(Ordering::Acquire), 1);
@@ -539,15 +545,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_not_needed_ends_with_the_connection() {
-        let shared = Arc::new(Shared::new());
-        shared.idle.store(2, Ordering::Release);
-        let other = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.park(1, 2))
-        };
-        while shared.state.lock().parked == 0 {
-            std::thread::yield_now();
-        }
+        let (shared, other) = one_of_two_parked();
         shared.end();
         assert_eq!(other.join().unwrap(), Parked::Ends);
         assert_eq!(shared.idle.load(Ordering::Acquire), 1);

@@ -6,7 +6,7 @@
 //! * [`path`]: a tree from a driver that thinks in paths.
 //! * [`walk`]: paths resolved, directories listed, files read.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod set_id;
 

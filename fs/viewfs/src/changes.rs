@@ -914,8 +914,14 @@ impl Tree {
         let is_there = |dir: &Part, name: &OsStr, part: &Part| -> Result<bool> {
             Ok(self.layer(to).peek(dir.ino, name)?.is_some_and(|(ino, _)| ino == part.ino))
         };
-        if !is_there(&dir, name, &part)? {
+        if !is_there(&dir, name, &part)? && !self.link_up(parent, &dir, name, source_node, &part)? {
             return Ok(None);
+        }
+        if let (Some(node), Some(other)) = (target_node, &other) {
+            let is_there = is_there(&new_dir, new_name, other)?;
+            if !is_there && !self.link_up(new_parent, &new_dir, new_name, node, other)? {
+                return Ok(None);
+            }
         }
         self.adopt_whiteout(&dir, parent, name)?;
         self.adopt_whiteout(&new_dir, new_parent, new_name)?;

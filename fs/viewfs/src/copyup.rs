@@ -1,7 +1,7 @@
 //! Copies of nodes in the layer that takes the changes.
 //!
-//! A copy is made with everything that it is to have, brought to the disk, and then given its name in one step: whenever the program is
-//! killed, users find the old file or the whole new one. Files are made without a name where the layer can, and get theirs by a link;
+//! A copy is made with everything that it is to have, and then given its name in one step: whenever the program is killed, users find the
+//! old file or the whole new one. [`Copied::write_before_name`] says what a power failure leaves. Files are made without a name where the layer can, and get theirs by a link;
 //! whatever else is made has a name in the work directory, and is renamed.
 
 use std::ffi::{OsStr, OsString};
@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use veduta_api::{
-    Attr, Errno, File, Filesystem, Ino, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, Seek, SetAttr,
-    SetTime, XattrMode,
+    Attr, Errno, File, Filesystem, Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, Seek,
+    SetAttr, SetTime, XattrMode,
 };
 
 use crate::layer::LostOwner;
+use crate::setup::Durability;
 use crate::state::{self, State, own};
 use crate::table::{LayerNumber, Node, Part, Parts};
 use crate::tree::Tree;
@@ -181,12 +182,7 @@ impl Tree {
                 Some(name) => rename_new(fs, state.work, name, dir.ino, &old_name),
                 None => fs.link(part.ino, dir.ino, &old_name).map(|entry| fs.forget(entry.ino, 1)),
             };
-            // For users nothing was changed in the directory.
-            let (atime, mtime) = (Some(SetTime::To(before.atime)), Some(SetTime::To(before.mtime)));
-            let restored = fs.setattr(dir.ino, &SetAttr { atime, mtime, ..SetAttr::default() });
-            if let Err(error) = restored {
-                tracing::debug!("the times of a directory are lost: {}", error.desc());
-            }
+            self.restore_times(fs, dir.ino, &before);
             if moved.is_err() {
                 self.table.lock().drop_key(node.ino, key);
             } else if node.kind != Kind::Directory {
@@ -202,6 +198,47 @@ impl Tree {
             (None, _) => {}
         }
         placed
+    }
+
+    /// Gives a copy a name that it is found under already, as one of the hard links below of what it is a copy of. With the names of the
+    /// directory locked. `false` if the name leads elsewhere now.
+    pub(crate) fn link_up(
+        &self,
+        parent: &Node,
+        dir: &Part,
+        name: &OsStr,
+        node: &Node,
+        part: &Part,
+    ) -> Result<bool> {
+        let is_at = self.table.lock().is_at(node.ino, parent.ino, name);
+        let fs = self.fs(dir.layer);
+        if !is_at || node.kind == Kind::Directory || self.layer(dir.layer).peek(dir.ino, name)?.is_some() {
+            return Ok(false);
+        }
+        let before = fs.getattr(dir.ino)?;
+        fs.forget(fs.link(part.ino, dir.ino, name)?.ino, 1);
+        self.restore_times(fs, dir.ino, &before);
+        self.mark_impure(parent, dir);
+        Ok(true)
+    }
+
+    /// For users nothing was changed in a directory.
+    fn restore_times(&self, fs: &dyn Filesystem, dir: Ino, before: &Attr) {
+        let (atime, mtime) = (Some(SetTime::To(before.atime)), Some(SetTime::To(before.mtime)));
+        if let Err(error) = fs.setattr(dir, &SetAttr { atime, mtime, ..SetAttr::default() }) {
+            tracing::debug!("the times of a directory are lost: {}", error.desc());
+        }
+    }
+
+    /// Brings a name up, with what it leads to.
+    pub(crate) fn name_up(&self, parent: &Node, name: &OsStr, node: &Node) -> Result<()> {
+        if node.kind == Kind::Directory {
+            return self.dir_up(node).map(drop);
+        }
+        let part = self.node_up(node, Content::UpTo(u64::MAX))?;
+        let dir = self.dir_up(parent)?;
+        let _names = parent.names.lock();
+        self.link_up(parent, &dir, name, node, &part).map(drop)
     }
 
     /// The attributes of the topmost part as its layer has them.
@@ -342,11 +379,10 @@ impl Tree {
         is_plain: bool,
     ) -> Result<()> {
         let fs = self.fs(to);
-        let mut from = None;
+        let mut copied = Copied::Nothing;
         match (file, content) {
-            // It stays open for as long as its attributes are read: that way they are at hand.
             (Some(file), Some(content)) => {
-                from = self.copy_content(parts, Some(attr), fs, ino, &**file, content)?;
+                copied = self.copy_content(parts, Some(attr), fs, ino, &**file, content)?;
             }
             (Some(_), None) => {
                 let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
@@ -357,11 +393,11 @@ impl Tree {
         }
         let virtual_ = self.rules.vstat.then(|| Override::of(attr));
         self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino, is_plain)?;
-        // An empty file can show nothing of another one.
-        let is_filled = from.take().is_some() || content.is_none();
-        match file.filter(|_| is_filled && !self.rules.volatile) {
-            Some(file) => file.sync(false),
-            None => Ok(()),
+        match (self.rules.durability, file) {
+            (Durability::Volatile, _) | (Durability::Ordered, None) => Ok(()),
+            (Durability::Ordered, Some(file)) => copied.write_before_name(&**file),
+            (Durability::Strict, Some(file)) => file.sync(false),
+            (Durability::Strict, None) => fs.sync(),
         }
     }
 
@@ -457,23 +493,25 @@ impl Tree {
         // Made beside, so that a half of it is never seen, and then put in its place within the same file: content that comes under a
         // mark which says that it does not count.
         let file = fs.open(part.ino, OpenFlags::READ_WRITE)?;
-        self.copy_content(parts, None, fs, part.ino, &*file, content)?;
-        if !self.rules.volatile {
-            file.sync(true)?;
+        let copied = self.copy_content(parts, None, fs, part.ino, &*file, content)?;
+        match self.rules.durability {
+            Durability::Volatile => {}
+            Durability::Ordered => copied.write_before_name(&*file)?,
+            Durability::Strict => file.sync(true)?,
         }
-        fs.removexattr(part.ino, &self.rules.prefix.name("metacopy"))?;
-        let _ = fs.removexattr(part.ino, &self.rules.prefix.name("redirect"));
         let times = SetAttr {
             atime: Some(SetTime::To(attr.atime)),
             mtime: Some(SetTime::To(attr.mtime)),
             ..SetAttr::default()
         };
         fs.setattr(part.ino, &times)?;
+        fs.removexattr(part.ino, &self.rules.prefix.name("metacopy"))?;
+        let _ = fs.removexattr(part.ino, &self.rules.prefix.name("redirect"));
         node.set_parts(Parts { stack: parts.stack.clone(), data: 0 });
         Ok(part)
     }
 
-    /// Returns the source if something was copied. `known` are the attributes of the node, if they are.
+    /// `known` are the attributes of the node, if they are.
     fn copy_content(
         &self,
         parts: &Parts,
@@ -482,7 +520,7 @@ impl Tree {
         ino: Ino,
         to: &dyn File,
         content: Content,
-    ) -> Result<Option<Arc<dyn File>>> {
+    ) -> Result<Copied> {
         let part = parts.content();
         let attr = match known {
             Some(attr) if parts.data == 0 => *attr,
@@ -493,13 +531,14 @@ impl Tree {
             Content::MetadataOnly => attr.size,
         };
         if len == 0 {
-            return Ok(None);
+            return Ok(Copied::Nothing);
         }
         let from = self.fs(part.layer).open(part.ino, OpenFlags::READ)?;
-        if len < attr.size || !self.reflink(&*from, to) {
-            copy_extents(&*from, fs, ino, to, &attr, len)?;
+        if len == attr.size && self.reflink(&*from, to) {
+            return Ok(Copied::Shared);
         }
-        Ok(Some(from))
+        copy_extents(&*from, fs, ino, to, &attr, len)?;
+        Ok(Copied::Written)
     }
 
     /// Has the two files share their content.
@@ -549,6 +588,35 @@ pub(crate) fn rename_new(
     }
 }
 
+/// How content came to a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    /// There is none.
+    Nothing,
+    /// It is shared with the file that was copied.
+    Shared,
+    /// It was written.
+    Written,
+}
+
+impl Copied {
+    /// Sees to it that the content of a file is on the disk before a name that it is given after this call is.
+    ///
+    /// An empty file has none. Shared content is on the disk, and that it is this file's is a change of metadata like the name: the
+    /// filesystems that can share keep metadata in order. ext4 gives a file its blocks and its size only when it writes the content, long
+    /// after the name; asked to do it at once (as it does by itself when a name is replaced by a rename) it writes the content no
+    /// later than the journal tells of the blocks, and of the name later than that (`data=ordered`, the default). Anything else is
+    /// waited for.
+    pub(crate) fn write_before_name(self, file: &dyn File) -> Result<()> {
+        const EXT4_ALLOCATE: u32 = 0x660c;
+        if self != Copied::Written {
+            return Ok(());
+        }
+        let mut allocate = Ioctl { command: EXT4_ALLOCATE, argument: 0, input: &[], output: &mut [] };
+        file.ioctl(&mut allocate).map_or_else(|_| file.sync(false), |_| Ok(()))
+    }
+}
+
 /// Copies a whole file, and leaves holes where they are.
 pub(crate) fn copy_file(
     from: &dyn File,
@@ -556,13 +624,14 @@ pub(crate) fn copy_file(
     ino: Ino,
     to: &dyn File,
     attr: &Attr,
-) -> Result<()> {
+) -> Result<Copied> {
     if let (Some(source), Some(copy)) = (from.backing(), to.backing()) {
         if rustix::fs::ioctl_ficlone(copy, source).is_ok() {
-            return Ok(());
+            return Ok(Copied::Shared);
         }
     }
-    copy_extents(from, fs, ino, to, attr, attr.size)
+    copy_extents(from, fs, ino, to, attr, attr.size)?;
+    Ok(Copied::Written)
 }
 
 /// The first `len` bytes of a file with these attributes.

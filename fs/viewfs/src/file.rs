@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use veduta_api::{Allocate, Errno, File, Ioctl, OpenFlags, Result, Seek};
 
+use crate::setup::Durability;
 use crate::table::Node;
 use crate::tree::Tree;
 
@@ -67,7 +68,10 @@ impl File for MergedFile {
         self.now().flush()
     }
     fn sync(&self, data_only: bool) -> Result<()> {
-        if self.tree.rules.volatile { Ok(()) } else { self.now().sync(data_only) }
+        match self.tree.rules.durability {
+            Durability::Volatile => Ok(()),
+            Durability::Ordered | Durability::Strict => self.now().sync(data_only),
+        }
     }
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {
         self.now().allocate(how, offset, len)
@@ -81,7 +85,7 @@ impl File for MergedFile {
     /// In a view `fstat(2)` on the descriptor itself would tell the real owner and mode.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         let rules = &self.tree.rules;
-        if rules.vstat && rules.real_numbers { None } else { self.now().backing() }
+        if (rules.vstat || rules.disguised) && rules.real_numbers { None } else { self.now().backing() }
     }
     fn backing_may_change(&self) -> bool {
         !self.is_final

@@ -6,7 +6,7 @@
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
-//! `state` (the work directory), `vstat` (virtual owners and modes), `store` (the family's own store), `points` (`except=`, `hide=`).
+//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`).
 //!
 //! # Limits
 //!
@@ -23,8 +23,12 @@
 //! * In FUSE, files that may still be copied up are read through the page cache and not by the kernel's passthrough: it wants one backing
 //!   file for all openings of a node, and would map the lower file for whoever writes the copy. Small ones are put into the cache
 //!   when they are opened. A view hands out their descriptors; who has one from before a copy goes on reading the old file, as with overlayfs.
-//! * A copy is on the disk before it gets its name, as overlayfs has it; fuse-overlayfs does not wait. `volatile` does not either, and
-//!   `nochcopy` leaves the content where it is.
+//! * A copy that is found after a power failure has its content, on filesystems that keep some order: on ext4 with `data=ordered`
+//!   (the default) and wherever content is shared (XFS, btrfs) at no wait, elsewhere after an fsync. ext4 without a journal, or with
+//!   `data=writeback`, keeps no order: there `fsync=strict` waits for each copy, and what else is on the volume is as it may be.
+//! * Contents stay below only with `nochcopy` (`metacopy=on`): fuse-overlayfs shows such a copy as an empty file, and overlayfs
+//!   refuses it with `userxattr`.
+//! * A commit of some paths parts hard links that lead out of a directory among them.
 //! * A file below with hard links shows a link too many after one of its names was removed and the tree mounted again, until it is copied up.
 //! * In mincow mode a rename or a removal is made below only if the upper layer has nothing to do with it.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
@@ -40,6 +44,7 @@ mod layer;
 mod options;
 mod points;
 mod setup;
+mod shown;
 mod state;
 mod store;
 mod table;
@@ -48,5 +53,5 @@ mod upper;
 mod vstat;
 
 pub use options::Viewfs;
-pub use setup::{Mode, Place, Setup};
+pub use setup::{Durability, Mode, Place, Setup};
 pub use upper::{Change, Conflict, Outcome, Upper, Watch, What};

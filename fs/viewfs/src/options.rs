@@ -2,10 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use veduta_api::{Module, MountError, Object, OptionSpec, Options, Request, SourceKind};
 
-use crate::setup::{Mode, Place, Setup};
+use crate::setup::{Durability, Mode, Place, Setup};
+use crate::shown::{Disguise, Ids, Shown};
 
 /// The type `viewfs`.
 pub struct Viewfs;
@@ -84,7 +86,23 @@ const OPTIONS: &[OptionSpec] = &[
         "volatile",
         "Nothing is waited for to be on the disk, not even by fsync(2): after a crash the upper layer is of no use.",
     ),
-    OptionSpec::with_value("fsync", "0|1", "fuse-overlayfs's word: 0 is volatile."),
+    OptionSpec::with_value(
+        "fsync",
+        "WORD",
+        "auto (the default): a copy that is found after a crash of the machine has its content. strict: and is on the disk before it is seen, \
+         directories too. volatile: as that word. In fuse-overlayfs's words 1 is auto and 0 is volatile.",
+    ),
+    OptionSpec::flag("squash_to_root", "Everything is shown as root's. Of fuse-overlayfs, as the next six."),
+    OptionSpec::with_value("squash_to_uid", "UID", "Everything is shown as this user's."),
+    OptionSpec::with_value("squash_to_gid", "GID", "Everything is shown as this group's."),
+    OptionSpec::with_value(
+        "uidmapping",
+        "UID:SHOWN:COUNT[:UID:SHOWN:COUNT]...",
+        "COUNT users from UID on are shown as those from SHOWN on, and the other way round; others as nobody (65534).",
+    ),
+    OptionSpec::with_value("gidmapping", "GID:SHOWN:COUNT[:...]", "The same for groups."),
+    OptionSpec::flag("static_nlink", "Directories have one link, always."),
+    OptionSpec::flag("noacl", "There are no ACLs."),
     OptionSpec::with_value("xattr_permissions", "N", "fuse-overlayfs's word: 2 is vstat, 0 is not."),
 ];
 
@@ -109,6 +127,11 @@ The layers must not be changed by others while they are mounted, unless renew is
 
 An ordinary user's cow and mincow mounts decide by themselves who may do what: whatever the user may in the layers and in the copies, which are \
 the user's own. So a file of root's can be edited. Do not give allow_other with them.
+
+Whenever the server is killed, a file is as it was or as it shall be, and what was written to it is there. After a crash of the machine a copy that is \
+there has the content that the file had when it was copied: on ext4 with its journal (data=ordered) and on filesystems that share content (XFS, btrfs) \
+this is had by their own order of writing, elsewhere by waiting for the disk. As everywhere, only what was synced is sure to be there. \
+With fsync=strict each copy is on the disk before it is seen; with volatile nothing is waited for, and after a crash the upper layer is of no use.
 
 `veduta diff UPPER` shows what was changed, `veduta commit UPPER` keeps it, `veduta discard UPPER` throws it away.";
 
@@ -173,9 +196,13 @@ impl Module for Viewfs {
             setup.lower.extend(target.clone());
         }
         setup.below = target;
+        let disguise = take_disguise(&mut request.options)?;
+        setup.disguised = disguise != Disguise::default();
         let is_cow = matches!(setup.mode, Mode::Cow | Mode::MinCow);
         setup.own_permissions = is_cow && !rustix::process::geteuid().is_root();
-        Ok(Object::Tree(setup.mount()?))
+        let is_disguised = setup.disguised;
+        let tree = setup.mount()?;
+        Ok(Object::Tree(if is_disguised { Arc::new(Shown { tree, disguise }) } else { tree }))
     }
 }
 
@@ -213,7 +240,6 @@ fn take_words(options: &mut Options) -> Result<Setup, MountError> {
         vstat: options.take_flag("vstat")?,
         renew: options.take_flag("renew")?,
         worm: options.take_flag("worm")?,
-        volatile: options.take_flag("volatile")?,
         user_xattr: options.take_flag("userxattr")?,
         ..Setup::default()
     };
@@ -222,11 +248,61 @@ fn take_words(options: &mut Options) -> Result<Setup, MountError> {
     setup.no_redirect =
         take_switch(options, "redirect_dir", &["off", "nofollow"], &["on", "follow"])?.unwrap_or(false);
     setup.no_index = take_switch(options, "index", &["off"], &["on"])?.unwrap_or(false);
-    setup.volatile |= take_switch(options, "fsync", &["0"], &["1"])?.unwrap_or(false);
+    setup.durability = take_durability(options)?;
     setup.vstat |= take_switch(options, "xattr_permissions", &["2"], &["0"])?.unwrap_or(false);
     take_switch(options, "xino", &["on", "auto", "off"], &[])?;
     take_switch(options, "nfs_export", &["off"], &[])?;
     Ok(setup)
+}
+
+fn take_disguise(options: &mut Options) -> Result<Disguise, MountError> {
+    let is_root = options.take_flag("squash_to_root")?;
+    let mut ids = |all: &str, mapped: &str| {
+        let (number, ranges) = (options.take_value(all)?, options.take_value(mapped)?);
+        match (number, ranges) {
+            (Some(_), Some(_)) => {
+                Err(MountError::usage(format!("of {all}= and {mapped}= only one can be given")))
+            }
+            (Some(number), None) => number
+                .parse()
+                .map(Ids::All)
+                .map_err(|_| MountError::usage(format!("option {all}={number}: expected a number"))),
+            (None, Some(_)) if is_root => {
+                Err(MountError::usage(format!("of squash_to_root and {mapped}= only one can be given")))
+            }
+            (None, Some(ranges)) => Ids::parse(&ranges).ok_or_else(|| {
+                MountError::usage(format!(
+                    "option {mapped}={ranges}: expected ID:SHOWN:COUNT, any number of times"
+                ))
+            }),
+            (None, None) => Ok(if is_root { Ids::All(0) } else { Ids::Plain }),
+        }
+    };
+    let (users, groups) = (ids("squash_to_uid", "uidmapping")?, ids("squash_to_gid", "gidmapping")?);
+    let (static_nlink, no_acl) = (options.take_flag("static_nlink")?, options.take_flag("noacl")?);
+    Ok(Disguise { users, groups, static_nlink, no_acl })
+}
+
+fn take_durability(options: &mut Options) -> Result<Durability, MountError> {
+    let is_volatile = options.take_flag("volatile")?;
+    let word = options.take_value("fsync")?;
+    let chosen = match word.as_deref() {
+        None => None,
+        Some("auto" | "1") => Some(Durability::Ordered),
+        Some("strict") => Some(Durability::Strict),
+        Some("volatile" | "0") => Some(Durability::Volatile),
+        Some(word) => {
+            let message = format!("option fsync={word}: expected one of auto, strict, volatile, 1, 0");
+            return Err(MountError::usage(message));
+        }
+    };
+    match chosen {
+        Some(other) if is_volatile && other != Durability::Volatile => {
+            Err(MountError::usage("volatile, and an fsync= that says otherwise"))
+        }
+        None if is_volatile => Ok(Durability::Volatile),
+        chosen => Ok(chosen.unwrap_or_default()),
+    }
 }
 
 /// Whether a value is one of `yes`; `None` if the option is not there.

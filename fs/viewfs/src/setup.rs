@@ -28,6 +28,20 @@ pub enum Mode {
     MinCow,
 }
 
+/// What a crash of the machine, or a power failure, leaves of copies in the upper layer. When only this program is killed, each is whole
+/// or not there in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// A copy that is found has its content: the filesystem writes the content before the name. It is not waited for where
+    /// the filesystem keeps that order by itself.
+    #[default]
+    Ordered,
+    /// A copy, and a directory that is copied, is on the disk before it gets its name.
+    Strict,
+    /// Nothing, not even what was synced.
+    Volatile,
+}
+
 /// A directory of a tree.
 #[derive(Clone)]
 pub struct Place {
@@ -77,8 +91,8 @@ pub struct Setup {
     pub vstat: bool,
     /// What is there stays as it is; new files may be written until they are closed.
     pub worm: bool,
-    /// Nothing is waited for to be on the disk.
-    pub volatile: bool,
+    /// What a crash of the machine leaves.
+    pub durability: Durability,
     /// Others change the layers, and that shall be seen within a second.
     pub renew: bool,
     /// Marks are kept as `user.overlay.*` also by root.
@@ -86,6 +100,8 @@ pub struct Setup {
     /// Nodes show the device and the number of the file behind, as `fstat(2)` on its descriptor does: for a view. Otherwise numbers
     /// are of the tree, and stay when a file is copied up.
     pub real_numbers: bool,
+    /// Nodes are shown with other owners than they have, by who wraps the tree.
+    pub disguised: bool,
     /// The layers below are not written down.
     pub no_record: bool,
     /// The tree decides who may do what: whatever the user of this process may. For a view, and for a mount that is nobody
@@ -131,10 +147,11 @@ impl Setup {
             index: !self.no_index && self.mode == Mode::Cow,
             vstat: self.vstat,
             worm: self.worm,
-            volatile: self.volatile,
+            durability: self.durability,
             shared: self.renew || below.is_some() || matches!(self.mode, Mode::Bind | Mode::MinCow),
             own_permissions: self.own_permissions,
             real_numbers: self.real_numbers,
+            disguised: self.disguised,
             prefix,
         };
         let tree = Tree::new(layers, union, below, points, rules, state).map_err(|errno| {

@@ -2,6 +2,7 @@
 //!
 //! * `work/`: what is being made, before it gets its name by a rename. Emptied at each mount.
 //! * `links/`: copies of files that have hard links below, by what the file is there: so all of its names find the one copy.
+//! * `touched`: what a commit of the layer has changed below without being done with it (`upper/touched.rs`).
 //! * `lock`: locked while the tree is mounted; of two mounts with one upper layer the second is refused.
 //!
 //! The directory is removed at the unmount unless there are links. The layers below are recorded in a mark on the layer's root.
@@ -27,6 +28,7 @@ pub(crate) const NAME: &str = ".veduta-work";
 const WORK: &str = "work";
 const LINKS: &str = "links";
 const LOCK: &str = "lock";
+pub(crate) const TOUCHED: &str = "touched";
 
 /// How many names a whiteout gets: a layer remembers each while it is in use.
 const WHITEOUT_NAMES: u32 = 1000;
@@ -40,6 +42,8 @@ pub(crate) struct State {
     /// The layer cannot make files without a name.
     pub(crate) no_unnamed: AtomicBool,
     links: Mutex<Option<Ino>>,
+    /// A commit was not completed: of a file with hard links below there may be one name left.
+    pub(crate) is_half_committed: bool,
     /// A whiteout, of which others are hard links: names cost less than nodes.
     whiteout: Mutex<Option<(Ino, u32)>>,
     lock: Mutex<Option<Arc<dyn File>>>,
@@ -82,6 +86,7 @@ impl State {
         let work = directory(home, WORK).map_err(cannot("its work directory cannot be made"))?;
         empty(&*fs, work).map_err(cannot("its work directory cannot be emptied"))?;
         let links = find_directory(&*fs, home, LINKS).map_err(cannot("its links cannot be read"))?;
+        let is_half_committed = fs.lookup(home, OsStr::new(TOUCHED)).is_ok();
         Ok(Self {
             fs,
             root,
@@ -89,9 +94,15 @@ impl State {
             work,
             no_unnamed: AtomicBool::new(false),
             links: Mutex::new(links),
+            is_half_committed,
             whiteout: Mutex::new(None),
             lock: Mutex::new(Some(lock)),
         })
+    }
+
+    /// The hidden directory itself.
+    pub(crate) fn home(&self) -> Ino {
+        self.home
     }
 
     /// The directory of links, if there is one.

@@ -26,6 +26,7 @@ use veduta_tree::listing::{Listed, Listing};
 use crate::file::MergedFile;
 use crate::layer::{self, Layer, Marks, Prefix, Redirect, is_whiteout};
 use crate::points::{Point, Points};
+use crate::setup::Durability;
 use crate::state::{self, State};
 use crate::store;
 use crate::table::{Draft, LayerNumber, Node, Part, Parts, Place, Table};
@@ -48,14 +49,16 @@ pub(crate) struct Rules {
     pub(crate) vstat: bool,
     /// What is there stays as it is.
     pub(crate) worm: bool,
-    /// Nothing is waited for to be on the disk.
-    pub(crate) volatile: bool,
+    /// What a crash of the machine leaves.
+    pub(crate) durability: Durability,
     /// Others change the layers, and that shall be seen.
     pub(crate) shared: bool,
     /// The tree decides who may do what.
     pub(crate) own_permissions: bool,
     /// Nodes show the numbers of the files behind.
     pub(crate) real_numbers: bool,
+    /// Owners are shown otherwise than they are.
+    pub(crate) disguised: bool,
     pub(crate) prefix: Prefix,
 }
 
@@ -482,8 +485,9 @@ impl Tree {
     fn find_link(&self, found: &mut Found) -> Result<()> {
         let top = found.parts.top();
         let is_below = usize::from(top.layer) < self.union;
-        // A commit takes names away below one by one: who only reads finds the rest of them too.
-        let may_be = found.attr.nlink > 1 || self.links.is_some();
+        // A commit takes names away below one by one: while it does, and after it was killed, the rest of them is found too.
+        let is_half_committed = self.state.as_ref().is_some_and(|state| state.is_half_committed);
+        let may_be = found.attr.nlink > 1 || self.links.is_some() || is_half_committed;
         if found.attr.kind != Kind::File || !may_be || !is_below || !self.rules.index {
             return Ok(());
         }
@@ -898,7 +902,7 @@ impl Filesystem for Tree {
 
     fn sync(&self) -> Result<()> {
         match self.rules.write_to {
-            Some(to) if !self.rules.volatile => self.fs(to).sync(),
+            Some(to) if self.rules.durability != Durability::Volatile => self.fs(to).sync(),
             _ => Ok(()),
         }
     }

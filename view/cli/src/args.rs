@@ -598,7 +598,8 @@ pub(crate) struct Run {
     /// diff DIR`, `veduta commit DIR`, `veduta discard DIR`, `veduta export DIR`.
     #[arg(long, value_name = "DIR")]
     pub(crate) cow: Option<PathBuf>,
-    /// With --cow: what is written over; / if not given. With several, the changes of PATH go to DIR/PATH
+    /// With --cow: what is written over; / if not given. With several, the changes of PATH go to DIR/PATH; `veduta diff DIR` and its like
+    /// take them together
     #[arg(long, value_name = "PATH", requires = "cow")]
     pub(crate) over: Vec<PathBuf>,
     /// Run this script in the view before the command, in place of ~/.vedutarc and /etc/vedutarc

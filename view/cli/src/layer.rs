@@ -34,48 +34,65 @@ impl Watch for Progress {
 
 /// `veduta diff`
 pub(crate) fn diff(args: &args::Diff) -> Result<(), Failure> {
-    let (upper, name) = open(&args.layer)?;
-    let changes = upper.diff(&mut Progress::new()).map_err(|error| Failure::layer(&name, &error))?;
-    let wanted: Vec<PathBuf> = args.paths.iter().map(|path| relative(path)).collect();
-    let is_wanted =
-        |change: &&Change| wanted.is_empty() || wanted.iter().any(|path| change.path.starts_with(path));
-    let changes: Vec<&Change> = changes.iter().filter(is_wanted).collect();
     let mut out = BufWriter::new(std::io::stdout().lock());
-    for change in &changes {
-        let written = match args {
-            args::Diff { json: true, .. } => writeln!(out, "{}", to_json(change)),
-            args::Diff { patch: true, .. } => patch(&mut out, &upper, change),
-            args::Diff { stat: true, .. } => writeln!(out, "{}", stat(change)),
-            _ => lines(change).iter().try_for_each(|line| writeln!(out, "{line}")),
-        };
-        written.map_err(|error| output_failed(&error))?;
+    let mut all = Vec::new();
+    for Part { upper, name, at, paths } in parts(&args.layer, &args.paths)? {
+        let changes = upper.diff(&mut Progress::new()).map_err(|error| Failure::layer(&name, &error))?;
+        let is_wanted =
+            |change: &Change| paths.is_empty() || paths.iter().any(|path| change.path.starts_with(path));
+        for mut change in changes.into_iter().filter(is_wanted) {
+            let inner = std::mem::take(&mut change.path);
+            change.path = at.join(&inner);
+            let written = match args {
+                args::Diff { json: true, .. } => writeln!(out, "{}", to_json(&change)),
+                args::Diff { patch: true, .. } => patch(&mut out, &upper, &inner, &change),
+                args::Diff { stat: true, .. } => writeln!(out, "{}", stat(&change)),
+                _ => lines(&change).iter().try_for_each(|line| writeln!(out, "{line}")),
+            };
+            written.map_err(|error| output_failed(&error))?;
+            all.push(change);
+        }
     }
     if args.stat {
-        writeln!(out, "{}", sums(&changes)).map_err(|error| output_failed(&error))?;
+        let all: Vec<&Change> = all.iter().collect();
+        writeln!(out, "{}", sums(&all)).map_err(|error| output_failed(&error))?;
     }
     out.flush().map_err(|error| output_failed(&error))
 }
 
 /// `veduta commit`
 pub(crate) fn commit(args: &args::Commit) -> Result<ExitCode, Failure> {
-    let (upper, name) = open(&args.layer)?;
-    let outcome = upper
-        .commit(&args.paths, args.dry_run, args.force, &mut Progress::new())
-        .map_err(|error| Failure::layer(&name, &error))?;
-    for conflict in &outcome.conflicts {
-        eprintln!("veduta: {}: {}", shown(conflict.path.as_os_str()), conflict.reason);
-    }
+    let parts = parts(&args.layer, &args.paths)?;
+    let one = |part: &Part, dry_run| {
+        let done = part.upper.commit(&part.paths, dry_run, args.force, &mut Progress::new());
+        done.map_err(|error| Failure::layer(&part.name, &error))
+    };
     let mut out = BufWriter::new(std::io::stdout().lock());
-    for change in outcome.done.iter().filter(|_| args.dry_run) {
-        for line in lines(change) {
-            writeln!(out, "{line}").map_err(|error| output_failed(&error))?;
+    let mut count = 0;
+    // Of several layers none is begun if another has a conflict.
+    let trials = [true].iter().filter(|_| parts.len() > 1 && !args.dry_run && !args.force);
+    for dry_run in trials.chain([&args.dry_run]) {
+        for part in &parts {
+            let outcome = one(part, *dry_run)?;
+            for conflict in &outcome.conflicts {
+                eprintln!("veduta: {}: {}", shown(part.at.join(&conflict.path).as_os_str()), conflict.reason);
+            }
+            count += outcome.conflicts.len();
+            for mut change in outcome.done.into_iter().filter(|_| args.dry_run) {
+                change.path = part.at.join(&change.path);
+                for line in lines(&change) {
+                    writeln!(out, "{line}").map_err(|error| output_failed(&error))?;
+                }
+            }
+        }
+        if count > 0 && !args.force {
+            break;
         }
     }
     out.flush().map_err(|error| output_failed(&error))?;
-    if outcome.conflicts.is_empty() || args.force {
+    if count == 0 || args.force {
         return Ok(ExitCode::SUCCESS);
     }
-    let count = outcome.conflicts.len();
     let what = if count == 1 { "one path was".into() } else { format!("{count} paths were") };
     eprintln!("veduta: {what} changed below too; nothing was committed (--force does it all the same)");
     Ok(ExitCode::from(CONFLICTS))
@@ -84,9 +101,14 @@ pub(crate) fn commit(args: &args::Commit) -> Result<ExitCode, Failure> {
 /// `veduta discard`
 pub(crate) fn discard(args: &args::Discard) -> Result<(), Failure> {
     let dir = place(&args.dir)?;
-    let name = shown(dir.as_os_str());
-    let upper = Upper::open(&dir, Some(&[])).map_err(|error| Failure::layer(&name, &error))?;
-    upper.discard(&args.paths).map_err(|error| Failure::layer(&name, &error))
+    let inside = layers_inside(&dir);
+    let dirs = if inside.is_empty() { vec![PathBuf::new()] } else { inside };
+    for (at, paths) in dirs.iter().filter_map(|at| Some((at, paths_inside(at, &args.paths)?))) {
+        let name = shown(dir.join(at).as_os_str());
+        let upper = Upper::open(&dir.join(at), Some(&[])).map_err(|error| Failure::layer(&name, &error))?;
+        upper.discard(&paths).map_err(|error| Failure::layer(&name, &error))?;
+    }
+    Ok(())
 }
 
 /// `veduta export`
@@ -252,6 +274,67 @@ fn open(layer: &args::OneLayer) -> Result<(Upper, String), Failure> {
     Ok((upper, name))
 }
 
+/// A layer, or one of several that `veduta run --cow DIR --over` has made in DIR.
+struct Part {
+    upper: Upper,
+    name: String,
+    /// The path from DIR, which is also that of what it lies over.
+    at: PathBuf,
+    /// The paths in it that are wanted; all if there are none.
+    paths: Vec<PathBuf>,
+}
+
+/// The layers of which something is wanted.
+fn parts(layer: &args::OneLayer, paths: &[PathBuf]) -> Result<Vec<Part>, Failure> {
+    let (upper, name) = open(layer)?;
+    let dir = place(&layer.dir)?;
+    let inside = if upper.lower().next().is_none() { layers_inside(&dir) } else { Vec::new() };
+    if inside.is_empty() {
+        let paths = paths.iter().map(|path| relative(path)).collect();
+        return Ok(vec![Part { upper, name, at: PathBuf::new(), paths }]);
+    }
+    let wanted = inside.into_iter().filter_map(|at| paths_inside(&at, paths).map(|paths| (at, paths)));
+    wanted
+        .map(|(at, paths)| {
+            let name = shown(dir.join(&at).as_os_str());
+            let upper = Upper::open(&dir.join(&at), None).map_err(|error| Failure::layer(&name, &error))?;
+            Ok(Part { upper, name, at, paths })
+        })
+        .collect()
+}
+
+/// Which of these paths are in what lies at a path; none is all of it, `None` that nothing of it is wanted.
+fn paths_inside(at: &Path, paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let paths: Vec<PathBuf> = paths.iter().map(|path| relative(path)).collect();
+    if paths.is_empty() || paths.iter().any(|path| at.starts_with(path)) {
+        return Some(Vec::new());
+    }
+    let inside: Vec<PathBuf> =
+        paths.iter().filter_map(|path| path.strip_prefix(at).ok()).map(Path::to_owned).collect();
+    (!inside.is_empty()).then_some(inside)
+}
+
+/// The layers in a directory that is none itself, and holds nothing but directories on the way to them: their paths, sorted.
+fn layers_inside(dir: &Path) -> Vec<PathBuf> {
+    let is_layer =
+        |at: &Path| Upper::open(&dir.join(at), None).is_ok_and(|upper| upper.lower().next().is_some());
+    let mut found = Vec::new();
+    let mut tasks = vec![PathBuf::new()];
+    while let Some(at) = tasks.pop() {
+        if is_layer(&at) {
+            found.extend(Some(at).filter(|at| !at.as_os_str().is_empty()));
+            continue;
+        }
+        let entries = std::fs::read_dir(dir.join(&at)).map(Iterator::collect::<Result<Vec<_>, _>>);
+        let Ok(Ok(entries)) = entries else { continue };
+        if entries.iter().all(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            tasks.extend(entries.iter().map(|entry| at.join(entry.file_name())));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
 /// A path from the root of the tree, without the slash that may be in front.
 fn relative(path: &Path) -> PathBuf {
     path.components().filter(|part| matches!(part, std::path::Component::Normal(_))).collect()
@@ -356,11 +439,12 @@ fn to_json(change: &Change) -> Value {
 }
 
 /// Lines as of `diff -u` for text, and those of the plain listing for the rest.
-fn patch(out: &mut dyn Write, upper: &Upper, change: &Change) -> std::io::Result<()> {
+/// `inner`: its path in the layer.
+fn patch(out: &mut dyn Write, upper: &Upper, inner: &Path, change: &Change) -> std::io::Result<()> {
     let is_shown =
         |attr: Option<Attr>| attr.is_none_or(|attr| attr.kind == Kind::File && attr.size <= MAX_SHOWN);
     let read = |is_there: bool, after: bool| match is_there {
-        true => upper.read(&change.path, after).ok(),
+        true => upper.read(inner, after).ok(),
         false => Some(Vec::new()),
     };
     let texts = if change.what != What::Type

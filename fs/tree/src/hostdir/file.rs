@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FallocateFlags, IFlags, Mode, OFlags, SeekFrom};
 use veduta_api::{Allocate, Errno, File, Ioctl, Result, Seek};
 
-use super::{errno, proc_path};
+use super::{delayed, errno, proc_path};
 
 pub(super) struct HostFile {
     file: StdFile,
@@ -88,7 +88,10 @@ impl File for HostFile {
     }
 
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
-        flags(&self.file, ioctl)
+        match ioctl.command {
+            delayed::COMMAND => delayed::allocate(&self.file).map(|()| 0),
+            _ => flags(&self.file, ioctl),
+        }
     }
 
     fn allocate(&self, how: Allocate, offset: u64, len: u64) -> Result<()> {

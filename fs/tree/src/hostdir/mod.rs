@@ -18,6 +18,7 @@
 //! not passed on (`EOPNOTSUPP`), nor can ctime be set. Files deleted by others are gone, unless they are open. A directory that
 //! others move out of the tree may still be reached for a while.
 
+mod delayed;
 mod file;
 mod table;
 

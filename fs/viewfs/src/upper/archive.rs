@@ -40,7 +40,8 @@ impl Upper {
     pub fn export(&self, to: &mut dyn Write, watch: &mut dyn Watch) -> Result<u64, MountError> {
         self.wants_lower()?;
         let (merged, below) = (self.merged()?, self.below()?);
-        let changes = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
+        let found = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
+        let changes: Vec<Change> = found.changes.into_values().collect();
         let mut archive = tar::Builder::new(to);
         let mut links = HashMap::new();
         let mut count = 0;

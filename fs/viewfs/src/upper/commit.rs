@@ -1,8 +1,8 @@
 //! Changes kept: brought to the layer below.
 //!
-//! Each path is done by itself: a file is made whole in a work directory of the layer below, brought to the disk, and takes its name by
-//! one rename. Then it goes from the upper layer. Whenever the program is killed, a path is as it was or as it shall be, and the next
-//! commit does the rest: what is the same on both sides is no difference any more.
+//! Each path is done by itself: a file is made whole in a work directory of the layer below, and takes its name by one rename. When all
+//! is on the disk the paths go from the upper layer. Whenever the program is killed, a path is as it was or as it shall be, the merged
+//! tree is the same all the while, and the next commit does the rest: what is the same on both sides is no difference any more.
 //!
 //! The work directory is in the root of the layer below. Where that is on another filesystem than the path, or may not be written, as `/`
 //! by an ordinary user, it is in the directory of the path itself, for as long as paths of that directory are done. What
@@ -18,10 +18,11 @@ use veduta_api::{
     Result, SetAttr, SetTime, XattrMode,
 };
 
-use super::diff::{Comparison, xattrs};
-use super::{Change, Upper, Watch, What, components, walk};
+use super::diff::{Comparison, Differences, xattrs};
+use super::touched::Touched;
+use super::{Change, Upper, Watch, What, components, failed, walk};
 use crate::copyup::copy_file;
-use crate::layer::whiteout_of;
+use crate::layer::{FOREIGN_OPAQUE, Marks, whiteout_of};
 use crate::state::{self, State, own};
 use crate::tree::Tree;
 
@@ -54,6 +55,8 @@ struct Commit<'a> {
     near: Option<(Ino, State)>,
     /// Files that were committed under one name, by their number in the merged tree.
     linked: HashMap<u64, Ino>,
+    /// The same for those that were committed before.
+    same_links: HashMap<u64, PathBuf>,
 }
 
 impl Upper {
@@ -73,7 +76,26 @@ impl Upper {
                 format!("there are {count} layers below; a commit goes to one: name it with --lower");
             return Err(MountError::usage(message));
         };
-        // The layers as they are are taken first, so that nobody mounts them meanwhile.
+        let referring = if dry_run { Vec::new() } else { self.referring()? };
+        if !referring.is_empty() {
+            let trial = self.commit_to(lower, paths, true, force, watch)?;
+            if !force && !trial.conflicts.is_empty() {
+                return Ok(Outcome { done: Vec::new(), ..trial });
+            }
+            self.ground(&referring, watch)?;
+        }
+        self.commit_to(lower, paths, dry_run, force, watch)
+    }
+
+    fn commit_to(
+        &self,
+        lower: &crate::Place,
+        paths: &[PathBuf],
+        dry_run: bool,
+        force: bool,
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome, MountError> {
+        // The layer as it is is taken first, so that nobody mounts it meanwhile.
         let ours = State::begin(Arc::clone(&self.place.tree), self.place.root)?;
         let result = self.commit_held(&ours, lower, paths, dry_run, force, watch);
         ours.end();
@@ -94,25 +116,38 @@ impl Upper {
             .iter()
             .map(|path| Ok(components(path)?.iter().collect()))
             .collect::<Result<_, MountError>>()?;
+        let is_all = wanted.iter().any(|path| path.as_os_str().is_empty());
+        let wanted = if is_all { Vec::new() } else { wanted };
         let is_wanted = |change: &Change| {
             // What leads to a path that is wanted is wanted too, if it has to be made.
             wanted.is_empty()
                 || wanted.iter().any(|path| change.path.starts_with(path))
                 || change.what != What::Modified && wanted.iter().any(|path| path.starts_with(&change.path))
         };
-        let changes = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
-        let changes: Vec<Change> = changes.into_iter().filter(is_wanted).collect();
+        let Differences { changes, same_links } =
+            Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
+        let (changes, others): (Vec<Change>, Vec<Change>) = changes.into_values().partition(is_wanted);
+        let cannot_note = |errno: Errno| failed(Path::new(state::NAME), errno);
+        let touched = Touched::read(self.fs(), ours).map_err(cannot_note)?;
+        let conflict = |change: &Change| {
+            let reason = self.conflict(change, &touched).map_err(|errno| failed(&change.path, errno))?;
+            Ok::<_, MountError>(reason.map(|reason| Conflict { path: change.path.clone(), reason }))
+        };
         let mut outcome = Outcome::default();
         for change in &changes {
-            let failed = |errno: Errno| failed(&change.path, errno);
-            if let Some(reason) = self.conflict(change).map_err(failed)? {
-                outcome.conflicts.push(Conflict { path: change.path.clone(), reason });
-            }
+            outcome.conflicts.extend(conflict(change)?);
         }
         if dry_run || !force && !outcome.conflicts.is_empty() {
             outcome.done = if dry_run { changes } else { Vec::new() };
             return Ok(outcome);
         }
+        let mut about_to_change: Vec<&Attr> = changes.iter().filter_map(Change::is_touched).collect();
+        for change in others.iter().filter(|change| change.is_linked()) {
+            if conflict(change)?.is_none() {
+                about_to_change.extend(&change.before);
+            }
+        }
+        touched.add(self.fs(), ours, about_to_change.into_iter()).map_err(cannot_note)?;
         let device = lower.tree.getattr(lower.root).map_or(None, |attr| attr.st_dev);
         let home = match State::begin(Arc::clone(&lower.tree), lower.root) {
             Ok(state) => Some((state, device)),
@@ -120,8 +155,15 @@ impl Upper {
             Err(error) => return Err(super::named("the layer below", &error)),
         };
         let fs = &lower.tree;
-        let mut commit =
-            Commit { merged: &merged, fs, root: lower.root, home, near: None, linked: HashMap::new() };
+        let mut commit = Commit {
+            merged: &merged,
+            fs,
+            root: lower.root,
+            home,
+            near: None,
+            linked: HashMap::new(),
+            same_links,
+        };
         let applied = self.clear_leftovers(lower).and_then(|()| commit.all(changes, &mut outcome, watch));
         let synced = lower.tree.sync();
         commit.end();
@@ -129,16 +171,21 @@ impl Upper {
         synced.map_err(|errno| MountError::system(errno, format!("the layer below: {}", errno.desc())))?;
         if wanted.is_empty() {
             self.discard_all(ours)?;
-        } else {
-            self.forget_done(ours, &outcome.done)?;
+            return Ok(outcome);
+        }
+        for path in &wanted {
+            self.forget_done(ours, path).map_err(|errno| failed(path, errno))?;
+        }
+        if touched.is_empty() && !outcome.done.iter().chain(&others).any(Change::is_linked) {
+            Touched::clear(self.fs(), ours).map_err(cannot_note)?;
         }
         Ok(outcome)
     }
 
     /// Whether the layer below was changed after a path was changed here.
-    fn conflict(&self, change: &Change) -> Result<Option<String>> {
+    fn conflict(&self, change: &Change, touched: &Touched) -> Result<Option<String>> {
         let Some(before) = &change.before else { return Ok(None) };
-        if before.kind == Kind::Directory {
+        if before.kind == Kind::Directory || touched.has(before) {
             return Ok(None);
         }
         let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
@@ -160,7 +207,7 @@ impl Upper {
         let Some(entry) = found else { return Ok(None) };
         let marks = self.prefix.read(fs, entry.ino)?;
         match marks.base {
-            Some(base) if entry.attr.kind == before.kind => {
+            Some(base) if entry.attr.kind == before.kind && is_copy_of(&marks, before) => {
                 let is_same = base == (before.ctime.seconds, before.ctime.nanos);
                 Ok((!is_same).then(|| "it was changed below after it was copied".to_owned()))
             }
@@ -192,32 +239,57 @@ impl Upper {
         Ok(())
     }
 
-    /// Takes out of the layer what is below now.
-    fn forget_done(&self, state: &State, done: &[Change]) -> Result<(), MountError> {
-        for change in done.iter().rev() {
-            let names: Vec<_> = change.path.iter().map(OsStr::to_owned).collect();
-            let Some((last, above)) = names.split_last() else { continue };
-            let failed = |errno: Errno| failed(&change.path, errno);
-            let Some(dir) = walk(self.fs(), self.place.root, above).map_err(failed)? else { continue };
-            let is_directory = change.after.is_some_and(|attr| attr.kind == Kind::Directory);
-            if is_directory {
-                // Other changes may be in it.
-                let entry = self.fs().lookup(dir, last);
-                if entry.is_ok_and(|entry| raw_is_full(self.fs(), entry.ino)) {
-                    continue;
-                }
+    /// Takes a path out of the layer that was committed, at once: its changes are below now. It stays, as a copy of what is below, where
+    /// the layer would not show what is below instead: in a directory that hides it, and as one of several names of a file.
+    fn forget_done(&self, state: &State, path: &Path) -> Result<()> {
+        let fs = self.fs();
+        let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+        let Some((last, above)) = names.split_last() else { return Ok(()) };
+        let mut dir = self.place.root;
+        for name in above {
+            let Some(inner) = find_directory(fs, dir, name) else { return Ok(()) };
+            if !self.shows_below(dir, name, inner)? {
+                return Ok(());
             }
-            match self.discard_name(state, dir, last) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(failed(errno)),
-            }
+            dir = inner;
         }
-        Ok(())
+        let is_link =
+            fs.lookup(dir, last).is_ok_and(|entry| entry.attr.kind == Kind::File && entry.attr.nlink > 1);
+        if is_link {
+            return Ok(());
+        }
+        match self.discard_name(state, dir, last) {
+            Err(Errno::ENOENT) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Whether the directory of this name below is seen through one of the layer.
+    fn shows_below(&self, parent: Ino, name: &OsStr, dir: Ino) -> Result<bool> {
+        let fs = self.fs();
+        let marks = self.prefix.read(fs, dir)?;
+        let is_replaced = whiteout_of(name).is_some_and(|whiteout| fs.lookup(parent, &whiteout).is_ok());
+        let is_opaque = fs.lookup(dir, OsStr::new(FOREIGN_OPAQUE)).is_ok();
+        Ok(!marks.opaque && marks.redirect.is_none() && !is_replaced && !is_opaque)
     }
 }
 
-fn raw_is_full(fs: &dyn Filesystem, dir: Ino) -> bool {
-    super::raw_names(fs, dir).map_or(true, |names| !names.is_empty())
+impl Change {
+    /// Whether it is of a file that has other names below.
+    fn is_linked(&self) -> bool {
+        self.before.is_some_and(|before| before.kind != Kind::Directory && before.nlink > 1)
+    }
+
+    /// What is below, if a commit changes it without putting another in its place at once.
+    fn is_touched(&self) -> Option<&Attr> {
+        let in_place = self.what == What::Modified && !self.content;
+        self.before.as_ref().filter(|before| before.kind != Kind::Directory && (in_place || self.is_linked()))
+    }
+}
+
+/// Whether what was copied up is this file, and not one that has its name now. Numbers are marked in their highest bits with their layer.
+fn is_copy_of(marks: &Marks, before: &Attr) -> bool {
+    marks.ino.is_some_and(|ino| (ino ^ before.st_ino) << 6 == 0)
 }
 
 fn find_directory(fs: &dyn Filesystem, dir: Ino, name: &OsStr) -> Option<Ino> {
@@ -294,16 +366,20 @@ impl Commit<'_> {
         let is_directory = source.attr.kind == Kind::Directory;
         let there = self.fs.lookup(dir, name).ok();
         let is_there = there.is_some_and(|entry| entry.attr.kind == source.attr.kind);
-        if is_there && (is_directory || change.what == What::Modified && !change.content) {
+        let link = if is_directory { None } else { self.link_to(&source)? };
+        let stays = link.is_none_or(|ino| there.is_some_and(|entry| entry.ino == ino));
+        if is_there && stays && (is_directory || change.what == What::Modified && !change.content) {
             let entry = there.ok_or(Errno::ENOENT)?;
-            return self.dress(&source, is_lost, entry.ino);
+            self.dress(&source, is_lost, entry.ino)?;
+            if !is_directory && source.attr.nlink > 1 {
+                self.linked.insert(source.attr.st_ino, entry.ino);
+            }
+            return Ok(());
         }
         let temporary = OsStr::new("new");
         let work = self.work(dir)?;
-        let link =
-            (source.attr.nlink > 1 && !is_directory).then(|| self.linked.get(&source.attr.st_ino)).flatten();
         let made = match link {
-            Some(ino) => self.fs.link(*ino, work, temporary)?.ino,
+            Some(ino) => self.fs.link(ino, work, temporary)?.ino,
             None => self.make(&source, is_lost, work, temporary)?,
         };
         if !is_directory && source.attr.nlink > 1 {
@@ -314,6 +390,21 @@ impl Commit<'_> {
         } else {
             self.fs.rename(work, temporary, dir, name, RenameFlags::default())
         }
+    }
+
+    /// The file below that has a file of the merged tree already, under another name.
+    fn link_to(&self, source: &Entry) -> Result<Option<Ino>> {
+        if source.attr.nlink < 2 {
+            return Ok(None);
+        }
+        if let Some(ino) = self.linked.get(&source.attr.st_ino) {
+            return Ok(Some(*ino));
+        }
+        let Some(path) = self.same_links.get(&source.attr.st_ino) else { return Ok(None) };
+        let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+        let Some((name, above)) = names.split_last() else { return Ok(None) };
+        let Some(dir) = walk(&**self.fs, self.root, above)? else { return Ok(None) };
+        Ok(self.fs.lookup(dir, name).ok().map(|entry| entry.ino))
     }
 
     /// Puts what was made at a name of something that a rename does not replace, which then goes.
@@ -334,9 +425,9 @@ impl Commit<'_> {
             Kind::File => {
                 let (entry, file) = fs.create(work, name, &own(Kind::File, 0o600), OpenFlags::READ_WRITE)?;
                 let from = self.merged.open(source.ino, OpenFlags::READ)?;
-                copy_file(&*from, &**fs, entry.ino, &*file, attr)?;
+                let copied = copy_file(&*from, &**fs, entry.ino, &*file, attr)?;
                 self.dress(source, is_lost, entry.ino)?;
-                file.sync(false)?;
+                copied.write_before_name(&*file)?;
                 return Ok(entry.ino);
             }
             kind => fs.mknod(work, name, &NewNode { rdev: attr.rdev, ..own(kind, 0o600) })?.ino,
@@ -404,8 +495,4 @@ impl Commit<'_> {
         self.fs.rename(dir, name, work, OsStr::new("gone"), RenameFlags::default())?;
         state::empty(&**self.fs, work)
     }
-}
-
-fn failed(path: &Path, errno: Errno) -> MountError {
-    MountError::system(errno, format!("{}: {}", Path::new("/").join(path).display(), errno.desc()))
 }

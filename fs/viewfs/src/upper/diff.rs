@@ -3,7 +3,7 @@
 //! Only what the upper layer has is looked at. Where it has more to say than names (an opaque or a moved directory, hard links, a store of
 //! the family) the two trees are compared name by name; what comes from below is then told by its layer, without a look at its content.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -73,6 +73,15 @@ struct Task {
     raw: Option<Ino>,
 }
 
+/// What a comparison found.
+#[derive(Default)]
+pub(super) struct Differences {
+    pub(super) changes: BTreeMap<PathBuf, Change>,
+    /// Files with hard links that the layer has and that are as below, by their number in the merged tree: what a commit
+    /// that was killed has done.
+    pub(super) same_links: HashMap<u64, PathBuf>,
+}
+
 pub(super) struct Comparison<'a> {
     pub(super) upper: &'a Upper,
     pub(super) merged: &'a Tree,
@@ -84,7 +93,8 @@ impl Upper {
     pub fn diff(&self, watch: &mut dyn Watch) -> Result<Vec<Change>, MountError> {
         self.wants_lower()?;
         let (merged, below) = (self.merged()?, self.below()?);
-        Comparison { upper: self, merged: &merged, below: &below }.run(watch)
+        let found = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
+        Ok(found.changes.into_values().collect())
     }
 
     /// Opens a file as it was (`false`) or is (`true`), to show it.
@@ -114,8 +124,8 @@ impl Upper {
 }
 
 impl Comparison<'_> {
-    pub(super) fn run(&self, watch: &mut dyn Watch) -> Result<Vec<Change>, MountError> {
-        let mut changes = BTreeMap::new();
+    pub(super) fn run(&self, watch: &mut dyn Watch) -> Result<Differences, MountError> {
+        let mut found = Differences::default();
         let fs = self.upper.fs();
         let root = self.upper.place.root;
         let has = |name: &str| {
@@ -131,21 +141,21 @@ impl Comparison<'_> {
             vec![Task { path: PathBuf::new(), merged: Some(Ino::ROOT), below: Some(Ino::ROOT), raw }];
         while let Some(task) = tasks.pop() {
             let path = &task.path;
-            self.directory(&task, &mut tasks, &mut changes, watch).map_err(|errno| {
+            self.directory(&task, &mut tasks, &mut found, watch).map_err(|errno| {
                 MountError::system(
                     errno,
                     format!("{}: {}", Path::new("/").join(path).display(), errno.desc()),
                 )
             })?;
         }
-        Ok(changes.into_values().collect())
+        Ok(found)
     }
 
     fn directory(
         &self,
         task: &Task,
         tasks: &mut Vec<Task>,
-        changes: &mut BTreeMap<PathBuf, Change>,
+        found: &mut Differences,
         watch: &mut dyn Watch,
     ) -> Result<()> {
         let mut names: BTreeSet<OsString> = BTreeSet::new();
@@ -175,7 +185,11 @@ impl Comparison<'_> {
             let below = find(self.below, task.below, &name)?;
             let path = path_of(&task.path, &name);
             if let Some(change) = self.compare(&path, merged.as_ref(), below.as_ref(), watch)? {
-                changes.insert(path.clone(), change);
+                found.changes.insert(path.clone(), change);
+            } else if let Some(merged) = merged.as_ref().filter(|merged| merged.attr.nlink > 1) {
+                if merged.attr.kind != Kind::Directory && self.is_changed(merged.ino)? {
+                    found.same_links.insert(merged.attr.st_ino, path.clone());
+                }
             }
             let inner = |entry: &Option<Entry>| {
                 entry.as_ref().filter(|entry| entry.attr.kind == Kind::Directory).map(|entry| entry.ino)

@@ -6,7 +6,9 @@
 mod archive;
 mod commit;
 mod diff;
+mod ground;
 mod raw;
+mod touched;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use veduta_api::{Errno, Filesystem, Ino, Kind, MountError, Result};
 
-use crate::layer::{Prefix, whiteout_of};
+use crate::layer::{FOREIGN_OPAQUE, Prefix, whiteout_of};
 use crate::setup::{Mode, Place, Setup};
 use crate::state::{self, State};
 use crate::tree::Tree;
@@ -150,14 +152,7 @@ impl Upper {
         let fs = self.fs();
         let failed =
             |errno: Errno| MountError::system(errno, format!("not everything is gone: {}", errno.desc()));
-        for name in raw_names(fs, self.place.root).map_err(failed)? {
-            if name != state::NAME {
-                self.discard_name(state, self.place.root, &name).map_err(failed)?;
-            }
-        }
-        if let Some(links) = state.links() {
-            state::empty(fs, links).map_err(failed)?;
-        }
+        // First what hides all that is below: if this is killed after a commit, what the layer has no more is then seen below.
         for mark in ["opaque", "impure", "redirect"] {
             // Root of a user namespace may not even take away what is not there.
             if fs.getxattr(self.place.root, &self.prefix.name(mark)) == Err(Errno::ENODATA) {
@@ -168,7 +163,19 @@ impl Upper {
                 Err(errno) => return Err(failed(errno)),
             }
         }
-        Ok(())
+        match fs.unlink(self.place.root, OsStr::new(FOREIGN_OPAQUE)) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        for name in raw_names(fs, self.place.root).map_err(failed)? {
+            if name != state::NAME {
+                self.discard_name(state, self.place.root, &name).map_err(failed)?;
+            }
+        }
+        if let Some(links) = state.links() {
+            state::empty(fs, links).map_err(failed)?;
+        }
+        touched::Touched::clear(fs, state).map_err(failed)
     }
 
     fn discard_paths(&self, state: &State, paths: &[PathBuf]) -> Result<(), MountError> {
@@ -279,6 +286,10 @@ pub(crate) fn raw_names(fs: &dyn Filesystem, dir: Ino) -> Result<Vec<OsString>> 
 /// A path below a directory.
 fn path_of(above: &Path, name: &OsStr) -> PathBuf {
     if above.as_os_str().is_empty() { PathBuf::from(name) } else { above.join(name) }
+}
+
+fn failed(path: &Path, errno: Errno) -> MountError {
+    MountError::system(errno, format!("{}: {}", Path::new("/").join(path).display(), errno.desc()))
 }
 
 fn named(what: &str, error: &MountError) -> MountError {
