@@ -318,6 +318,7 @@ if os.getuid() == 0 and open('/proc/self/uid_map').read().split()[2] != '1':
     os.chmod('d', 0o3777); print(oct(os.stat('d').st_mode))
 os.chmod('d', 0o700); d = os.open('d', 0); os.chmod('d', 0o400); said('fchdir', lambda: os.fchdir(d)); os.chmod('d', 0o700)
 P"
+    like_native "a directory that may be listed and not searched" "mkdir -m 700 d; touch d/x; chmod 600 d; ls -U d; chmod 300 d; ls -U d; ls d/x; chmod 700 d; rm -r d"
     ! has python3 || like_native "a socket is called what it was bound to" "python3 -c \"
 import socket
 s = socket.socket(socket.AF_UNIX); s.bind('sock'); s.listen(); c = socket.socket(socket.AF_UNIX); c.connect('sock'); a, _ = s.accept()

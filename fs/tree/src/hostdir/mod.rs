@@ -561,12 +561,22 @@ impl Directory for OpenDir {
 /// A descriptor to list a directory by; those that are kept are for names only.
 fn open_dir(dir: &OwnedFd) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, ".", flags, Mode::empty()).map_err(errno)
+    match rustix::fs::openat(dir, ".", flags, Mode::empty()) {
+        // The name "." is looked up in it, which takes more than the right to list it.
+        Err(rustix::io::Errno::ACCESS) => rustix::fs::open(proc_path(dir), flags, Mode::empty()),
+        opened => opened,
+    }
+    .map_err(errno)
 }
 
 fn list(dir: &OwnedFd) -> Result<Vec<Listed>> {
     let mut found = Vec::new();
-    for entry in Dir::read_from(dir).map_err(errno)? {
+    let entries = match Dir::read_from(dir) {
+        // That looks up "." too.
+        Err(rustix::io::Errno::ACCESS) => Dir::new(open_dir(dir)?),
+        entries => entries,
+    };
+    for entry in entries.map_err(errno)? {
         let entry = entry.map_err(errno)?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
