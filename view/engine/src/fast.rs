@@ -244,11 +244,15 @@ impl Fast {
         }
         // In this order: what happens in between is seen.
         inner.watch.renew(table);
-        let (facts, why_not) = inner.facts(table, !view.all_root);
+        let (mut facts, why_not) = inner.facts(table, !view.all_root);
         let level = view.level();
+        // Held until it is told: a plane that is made meanwhile closes the table afterwards.
+        let planes = inner.planes.lock();
+        facts.proc.extend(planes.iter());
         let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level)?)));
         let page = inner.page.read();
         page.publish(&facts, numbers);
+        drop(planes);
         if inner.is_doubtful.load(Ordering::SeqCst) {
             // It will be told again.
             page.close();
@@ -270,7 +274,8 @@ impl Fast {
     /// Tells it again if it would be something else.
     pub(crate) fn tell_if_changed(&self, view: &View, table: &Table) {
         let Some(inner) = &self.0 else { return };
-        let (facts, _) = inner.facts(table, !view.all_root);
+        let (mut facts, _) = inner.facts(table, !view.all_root);
+        facts.proc.extend(inner.planes.lock().iter());
         if inner.told.lock().as_ref() != Some(&(facts, view.level())) {
             self.close();
             self.tell(view, table);
@@ -295,15 +300,16 @@ impl Fast {
     }
 
     /// The kernel serves a virtual tree with this device number: its files are read and written in processes, and all else comes
-    /// to the engine. A new one closes the table until it is told again ([`Fast::tell_if_changed`]).
-    pub(crate) fn plane_device(&self, device: u64) {
-        if let Some(inner) = &self.0 {
-            let mut planes = inner.planes.lock();
-            if !planes.contains(&device) {
-                self.close();
-                planes.push(device);
-            }
+    /// to the engine. `true`: it is a new one, and the table is closed until it is told again ([`Fast::tell_if_changed`]).
+    pub(crate) fn plane_device(&self, device: u64) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        let mut planes = inner.planes.lock();
+        let is_new = !planes.contains(&device);
+        if is_new {
+            self.close();
+            planes.push(device);
         }
+        is_new
     }
 
     /// A call is about to change what is at this path of the host. If a mount point is there or below, all calls come to the
@@ -525,7 +531,6 @@ impl Inner {
         let mut facts = Facts { identity, ..Facts::default() };
         let why_not = look(table, &mut facts).err();
         facts.paths = why_not.is_none();
-        facts.proc.extend(self.planes.lock().iter());
         (facts, why_not)
     }
 
