@@ -32,7 +32,7 @@ use nix::libc;
 use nix::unistd::Pid;
 use parking_lot::{Mutex, RwLock};
 use veduta_api::Result;
-use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement};
+use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement, Tree};
 use veduta_trace::sites::{self, Change, Patched};
 use veduta_trace::{Notification, Task};
 
@@ -40,7 +40,8 @@ use crate::call::{Answer, Call, Outcome};
 use crate::calls::{CALLS, Family, Level, Row, is_native_exception};
 use crate::fast_watch::Watch;
 use crate::grow::Standing;
-use crate::mounts::{Service, Table, shown};
+use crate::known::Known;
+use crate::mounts::{Mount, Service, Table, is_below, shown};
 use crate::serve::Source;
 use crate::standin::errno;
 use crate::view::View;
@@ -129,7 +130,8 @@ struct Programs {
 
 struct Inner {
     programs: Mutex<Programs>,
-    page: RwLock<Page>,
+    page: Arc<RwLock<Page>>,
+    known: Arc<Known>,
     key: (u64, u64),
     images: RwLock<Images>,
     /// Some process filters calls, or might; or one is traced.
@@ -171,9 +173,11 @@ impl Fast {
             let data =
                 HostFile::from(page.file().try_clone_to_owned().map_err(errno)?).metadata().map_err(errno)?;
             page.close();
+            let page = Arc::new(RwLock::new(page));
             Ok(Inner {
                 programs: Mutex::default(),
-                page: RwLock::new(page),
+                known: Arc::new(Known::new(&page)),
+                page,
                 key: (data.dev(), data.ino()),
                 images: RwLock::default(),
                 filters: AtomicBool::new(false),
@@ -210,6 +214,11 @@ impl Fast {
             inner.is_unfit.store(true, Ordering::Relaxed);
         }
         self.end("calls are not caught by notification");
+    }
+
+    /// What processes are told of trees.
+    pub(crate) fn known(&self) -> Option<&Arc<Known>> {
+        self.0.as_ref().map(|inner| &inner.known)
     }
 
     /// How it is, for people.
@@ -531,7 +540,26 @@ impl Inner {
         let mut facts = Facts { identity, ..Facts::default() };
         let why_not = look(table, &mut facts).err();
         facts.paths = why_not.is_none();
+        facts.trees = table.mounts().iter().filter_map(|mount| self.tree(table, mount)).collect();
         (facts, why_not)
+    }
+
+    /// A mount of whose tree processes may be told: there is no other on the way to it, in it, or of the same tree.
+    fn tree(&self, table: &Table, mount: &Arc<Mount>) -> Option<Tree> {
+        let (number, root) = self.known.tree_of(mount.id)?;
+        let is_near =
+            |other: &Mount| is_below(&other.target, &mount.target) || is_below(&mount.target, &other.target);
+        let others = |other: &&Arc<Mount>| other.id != mount.id;
+        if table
+            .mounts()
+            .iter()
+            .filter(others)
+            .any(|other| is_near(other) || Arc::ptr_eq(&other.tree, &mount.tree))
+        {
+            return None;
+        }
+        let plane = mount.plane.get().and_then(|plane| Some(plane.as_ref()?.device()));
+        Some(Tree { number, root, target: mount.target.clone(), plane })
     }
 
     /// Whether a process has filters beside those of the view, or a tracer.
