@@ -32,7 +32,7 @@ use nix::libc;
 use nix::unistd::Pid;
 use parking_lot::{Mutex, RwLock};
 use veduta_api::Result;
-use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement};
+use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement, Tree};
 use veduta_trace::sites::{self, Change, Patched};
 use veduta_trace::{Notification, Task};
 
@@ -40,7 +40,8 @@ use crate::call::{Answer, Call, Outcome};
 use crate::calls::{CALLS, Family, Level, Row, is_native_exception};
 use crate::fast_watch::Watch;
 use crate::grow::Standing;
-use crate::mounts::{Service, Table, shown};
+use crate::known::Known;
+use crate::mounts::{Mount, Service, Table, is_below, shown};
 use crate::serve::Source;
 use crate::standin::errno;
 use crate::view::View;
@@ -129,7 +130,8 @@ struct Programs {
 
 struct Inner {
     programs: Mutex<Programs>,
-    page: RwLock<Page>,
+    page: Arc<RwLock<Page>>,
+    known: Arc<Known>,
     key: (u64, u64),
     images: RwLock<Images>,
     /// Some process filters calls, or might; or one is traced.
@@ -171,9 +173,11 @@ impl Fast {
             let data =
                 HostFile::from(page.file().try_clone_to_owned().map_err(errno)?).metadata().map_err(errno)?;
             page.close();
+            let page = Arc::new(RwLock::new(page));
             Ok(Inner {
                 programs: Mutex::default(),
-                page: RwLock::new(page),
+                known: Arc::new(Known::new(&page)),
+                page,
                 key: (data.dev(), data.ino()),
                 images: RwLock::default(),
                 filters: AtomicBool::new(false),
@@ -212,6 +216,11 @@ impl Fast {
         self.end("calls are not caught by notification");
     }
 
+    /// What processes are told of trees.
+    pub(crate) fn known(&self) -> Option<&Arc<Known>> {
+        self.0.as_ref().map(|inner| &inner.known)
+    }
+
     /// How it is, for people.
     pub(crate) fn describe(&self) -> String {
         let Some(inner) = &self.0 else { return "off".into() };
@@ -244,11 +253,15 @@ impl Fast {
         }
         // In this order: what happens in between is seen.
         inner.watch.renew(table);
-        let (facts, why_not) = inner.facts(table, !view.all_root);
+        let (mut facts, why_not) = inner.facts(table, !view.all_root);
         let level = view.level();
+        // Held until it is told: a plane that is made meanwhile closes the table afterwards.
+        let planes = inner.planes.lock();
+        facts.proc.extend(planes.iter());
         let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level)?)));
         let page = inner.page.read();
         page.publish(&facts, numbers);
+        drop(planes);
         if inner.is_doubtful.load(Ordering::SeqCst) {
             // It will be told again.
             page.close();
@@ -270,7 +283,8 @@ impl Fast {
     /// Tells it again if it would be something else.
     pub(crate) fn tell_if_changed(&self, view: &View, table: &Table) {
         let Some(inner) = &self.0 else { return };
-        let (facts, _) = inner.facts(table, !view.all_root);
+        let (mut facts, _) = inner.facts(table, !view.all_root);
+        facts.proc.extend(inner.planes.lock().iter());
         if inner.told.lock().as_ref() != Some(&(facts, view.level())) {
             self.close();
             self.tell(view, table);
@@ -295,15 +309,16 @@ impl Fast {
     }
 
     /// The kernel serves a virtual tree with this device number: its files are read and written in processes, and all else comes
-    /// to the engine. A new one closes the table until it is told again ([`Fast::tell_if_changed`]).
-    pub(crate) fn plane_device(&self, device: u64) {
-        if let Some(inner) = &self.0 {
-            let mut planes = inner.planes.lock();
-            if !planes.contains(&device) {
-                self.close();
-                planes.push(device);
-            }
+    /// to the engine. `true`: it is a new one, and the table is closed until it is told again ([`Fast::tell_if_changed`]).
+    pub(crate) fn plane_device(&self, device: u64) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        let mut planes = inner.planes.lock();
+        let is_new = !planes.contains(&device);
+        if is_new {
+            self.close();
+            planes.push(device);
         }
+        is_new
     }
 
     /// A call is about to change what is at this path of the host. If a mount point is there or below, all calls come to the
@@ -525,8 +540,26 @@ impl Inner {
         let mut facts = Facts { identity, ..Facts::default() };
         let why_not = look(table, &mut facts).err();
         facts.paths = why_not.is_none();
-        facts.proc.extend(self.planes.lock().iter());
+        facts.trees = table.mounts().iter().filter_map(|mount| self.tree(table, mount)).collect();
         (facts, why_not)
+    }
+
+    /// A mount of whose tree processes may be told: there is no other on the way to it, in it, or of the same tree.
+    fn tree(&self, table: &Table, mount: &Arc<Mount>) -> Option<Tree> {
+        let (number, root) = self.known.tree_of(mount.id)?;
+        let is_near =
+            |other: &Mount| is_below(&other.target, &mount.target) || is_below(&mount.target, &other.target);
+        let others = |other: &&Arc<Mount>| other.id != mount.id;
+        if table
+            .mounts()
+            .iter()
+            .filter(others)
+            .any(|other| is_near(other) || Arc::ptr_eq(&other.tree, &mount.tree))
+        {
+            return None;
+        }
+        let plane = mount.plane.get().and_then(|plane| Some(plane.as_ref()?.device()));
+        Some(Tree { number, root, target: mount.target.clone(), plane })
     }
 
     /// Whether a process has filters beside those of the view, or a tracer.

@@ -32,6 +32,7 @@ mod grow;
 mod host;
 mod identity;
 mod inotify;
+mod known;
 mod loops;
 mod mounting;
 mod mounts;

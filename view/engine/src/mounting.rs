@@ -15,7 +15,8 @@ use veduta_disk::BlockDrive;
 
 use crate::call::{Answer, Call, DONE, Outcome};
 use crate::calls::Level;
-use crate::mounts::{Mount, Service, Table, is_below, shown};
+use crate::known::Shown;
+use crate::mounts::{Mount, Service, Table, device_of, is_below, shown};
 use crate::node::{Node, guarded};
 use crate::standin::Key;
 use crate::view::{MountRequest, View};
@@ -171,14 +172,28 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
     let before = Arc::new(Table::new(table.mounts().to_vec()));
     // Other users than the one who mounts, for whom permissions count.
     let has_users = view.is_root || (view.all_root && made.keeps_owners);
+    let is_owned = made.is_image && !words.human && !has_users;
+    let id = view.new_mount_id();
+    // What stands on another mount may be changed through that one.
+    let is_own = matches!(made.service, Service::Tree)
+        && made.alias.is_none()
+        && !made.of_host
+        && made.uses.is_empty();
+    let tree = match view.fast.known() {
+        Some(known) if is_own => {
+            let checks = !made.facts.own_permissions && !is_owned;
+            known.wrap(made.tree, Shown { mount: id, device: device_of(id), root: made.root, checks })
+        }
+        _ => made.tree,
+    };
     let mount = Arc::new(Mount {
-        id: view.new_mount_id(),
+        id,
         target,
         type_name: made.type_name,
         source: request.source.clone(),
         options: words.shown,
         facts: made.facts,
-        tree: made.tree,
+        tree,
         root: made.root,
         service: made.service,
         except: words.except,
@@ -189,7 +204,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         of_host: made.of_host,
-        is_owned: made.is_image && !words.human && !has_users,
+        is_owned,
         keeps_owners: made.keeps_owners,
         is_hidden: false,
         uses: made.uses,

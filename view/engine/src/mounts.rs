@@ -89,8 +89,7 @@ impl Mount {
 
     /// The device number that `stat` shows for its nodes: of major 0, as for everything without a device.
     pub(crate) fn device(&self) -> u64 {
-        // Far above the numbers that the kernel gives out, from 1 on.
-        minor_device(0x8_0000 + self.id)
+        device_of(self.id)
     }
 
     /// What follows `ro` or `rw` in `/proc/mounts`.
@@ -106,6 +105,12 @@ impl Mount {
         }
         text
     }
+}
+
+/// The device number of a mount with this number.
+pub(crate) fn device_of(id: u32) -> u64 {
+    // Far above the numbers that the kernel gives out, from 1 on.
+    minor_device(0x8_0000 + id)
 }
 
 /// `makedev(0, minor)` as `stat(2)` shows it.

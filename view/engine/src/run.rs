@@ -175,6 +175,9 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         crate::fuseplane::Planes::start(crate::fuseplane::Choice::from_environment()?).map_err(system)?;
     let mut view = View::new(catalogue, settings.name.clone(), home()?, planes);
     view.all_root = settings.all_root;
+    if let Some(known) = fast.known() {
+        let _ = view.stand_ins.known.set(Arc::clone(known));
+    }
     view.fast = fast;
     view.trace = parking_lot::Mutex::new(settings.trace.clone());
     view.tracing.store(settings.trace.is_some(), Ordering::Relaxed);

@@ -18,8 +18,8 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -30,6 +30,7 @@ use veduta_api::{Directory, File, Ino, Kind, OpenFlags, Result, Seek, SetAttr};
 use veduta_trace::raw::{self, Argument};
 
 use crate::fuseplane::Planes;
+use crate::known::{Known, Start};
 use crate::node::{Node, guarded};
 use crate::ranges::Ranges;
 
@@ -49,6 +50,8 @@ pub(crate) struct StandIn {
     pub node: Arc<Node>,
     /// Its type.
     pub kind: Kind,
+    /// The shim knows it: until the inode can be another's.
+    _start: Option<Start>,
     /// The real file or directory; `None` for files of the kernel-FUSE plane, which the kernel itself serves.
     fd: Option<HostFile>,
     files: Mutex<Files>,
@@ -114,14 +117,21 @@ pub(crate) struct Listing {
 impl StandIn {
     /// For a file of the kernel-FUSE plane.
     pub(crate) fn native(key: Key, node: &Arc<Node>) -> Self {
-        Self::new(key, node, Kind::File, None, 0)
+        Self::new(key, node, Kind::File, (None, None), 0)
     }
 
-    fn new(key: Key, node: &Arc<Node>, kind: Kind, fd: Option<HostFile>, age: u64) -> Self {
+    fn new(
+        key: Key,
+        node: &Arc<Node>,
+        kind: Kind,
+        (start, fd): (Option<Start>, Option<HostFile>),
+        age: u64,
+    ) -> Self {
         Self {
             key,
             node: Arc::clone(node),
             kind,
+            _start: start,
             fd,
             files: Mutex::default(),
             memory: Mutex::default(),
@@ -481,6 +491,8 @@ pub(crate) struct StandIns {
     pub planes: Planes,
     /// There are files whose reads and writes the engine must see.
     pub emulates: AtomicBool,
+    /// What processes are told of trees.
+    pub known: OnceLock<Arc<Known>>,
 }
 
 /// Stand-ins that are made without looking whether others are used. Each costs the engine some descriptors, of which it may
@@ -514,6 +526,7 @@ impl StandIns {
         Self {
             planes,
             emulates: AtomicBool::new(false),
+            known: OnceLock::new(),
             by_key: RwLock::default(),
             by_node: Mutex::default(),
             home,
@@ -569,7 +582,9 @@ impl StandIns {
         let fd = if kind == Kind::Directory { self.directory(made)? } else { memory_file(node, size)? };
         let fd = sparing(fd)?;
         let data = fd.metadata().map_err(errno)?;
-        let stand_in = Arc::new(StandIn::new((data.dev(), data.ino()), node, kind, Some(fd), made));
+        let key = (data.dev(), data.ino());
+        let start = self.known.get().and_then(|known| known.start(key, node.mount.id, node.ino));
+        let stand_in = Arc::new(StandIn::new(key, node, kind, (start, Some(fd)), made));
         by_node.insert((node.mount.id, node.ino), Arc::clone(&stand_in));
         self.by_key.write().insert(stand_in.key, Arc::clone(&stand_in));
         Ok(stand_in)

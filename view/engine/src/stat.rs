@@ -31,7 +31,11 @@ impl Fields {
 
 /// The device that a node is shown on.
 pub(crate) fn device(mount: &Mount, attr: &Attr) -> u64 {
-    attr.st_dev.map_or_else(|| mount.device(), |device| libc::makedev(device.major, device.minor))
+    on(mount.device(), attr)
+}
+
+fn on(device: u64, attr: &Attr) -> u64 {
+    attr.st_dev.map_or(device, |device| libc::makedev(device.major, device.minor))
 }
 
 fn rdev(attr: &Attr) -> u64 {
@@ -39,10 +43,15 @@ fn rdev(attr: &Attr) -> u64 {
 }
 
 /// `struct stat`
-#[cfg(target_arch = "x86_64")]
 pub(crate) fn stat(mount: &Mount, attr: &Attr) -> Vec<u8> {
+    stat_on(mount.device(), attr)
+}
+
+/// `struct stat` of a node of a mount with this device number.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn stat_on(device: u64, attr: &Attr) -> Vec<u8> {
     let mut fields = Fields(vec![0; 144]);
-    fields.u64(0, device(mount, attr));
+    fields.u64(0, on(device, attr));
     fields.u64(8, attr.st_ino);
     fields.u64(16, attr.nlink.into());
     fields.u32(24, attr.mode());
@@ -58,11 +67,11 @@ pub(crate) fn stat(mount: &Mount, attr: &Attr) -> Vec<u8> {
     fields.0
 }
 
-/// `struct stat`
+/// `struct stat` of a node of a mount with this device number.
 #[cfg(target_arch = "aarch64")]
-pub fn stat(mount: &Mount, attr: &Attr) -> Vec<u8> {
+pub(crate) fn stat_on(device: u64, attr: &Attr) -> Vec<u8> {
     let mut fields = Fields(vec![0; 128]);
-    fields.u64(0, device(mount, attr));
+    fields.u64(0, on(device, attr));
     fields.u64(8, attr.st_ino);
     fields.u32(16, attr.mode());
     fields.u32(20, attr.nlink);

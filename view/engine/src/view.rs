@@ -180,7 +180,12 @@ impl View {
     pub(crate) fn plane_of(&self, mount: &crate::mounts::Mount) -> Option<Arc<crate::fuseplane::Plane>> {
         let plane = self.stand_ins.planes.of(mount);
         if let Some(plane) = &plane {
-            self.fast.plane_device(plane.device());
+            if self.fast.plane_device(plane.device()) {
+                // Whoever is changing the table tells it afterwards.
+                if let Some(_changing) = self.changing.try_lock() {
+                    self.fast.tell_if_changed(self, &self.table());
+                }
+            }
         }
         plane
     }

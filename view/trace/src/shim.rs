@@ -24,12 +24,12 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::{Result, raw};
+use crate::{Result, known, raw};
 
 /// Where the shim is mapped: below all that the kernel maps by itself, within what sanitizers call memory of the program.
 pub const BASE: u64 = 0x7e90_0000_0000;
 /// Bytes that are mapped.
-pub const LEN: u64 = 0x6000;
+pub const LEN: u64 = known::END as u64;
 /// Bytes of code, in which calls pass the filter.
 pub const CODE: u64 = 0x1000;
 /// The process's own switch: not 0 where every call is to come to the engine.
@@ -39,12 +39,19 @@ pub const SWITCH: u64 = BASE + 0x1000;
 const TABLE: usize = 0x2000;
 const PREFIXES: usize = 0x4000;
 const NAMES: usize = 0x5000;
-const IMAGES: usize = 0x1_0000;
+/// Virtual trees of which the shim may say something: see [`known`].
+const MOUNTS: usize = 0x6000;
+const IMAGES: usize = known::END;
 /// Bytes of the file. Pages that nobody writes to take no memory.
 const FILE: usize = 64 << 20;
 
 const GENERATION: usize = 0;
 const PROC_COUNT: usize = 12;
+const PLANE_COUNT: usize = 24;
+const MOUNT_COUNT: usize = 28;
+/// A byte for each tree: whether it may be spoken of.
+const TREES: usize = 6144;
+const PLANES: usize = 6400;
 const COVERED_COUNT: usize = 16;
 const IMAGE_COUNT: usize = 20;
 const PROC: usize = 1664;
@@ -53,6 +60,9 @@ const IMAGE: usize = 640;
 const COVERED: usize = 2048;
 
 const MOST_PROC: usize = 48;
+const MOST_PLANES: usize = 64;
+const MOST_MOUNTS: usize = 16;
+const MOUNT_LEN: usize = 256;
 const MOST_IMAGES: usize = 16;
 /// Covered objects that a table holds.
 pub const MOST_COVERED: usize = 256;
@@ -220,6 +230,21 @@ pub struct Facts {
     pub proc: Vec<u64>,
     /// Canonical paths of mount points.
     pub targets: Vec<Vec<u8>>,
+    /// Trees of which what is [known](crate::known) may be said.
+    pub trees: Vec<Tree>,
+}
+
+/// A mounted tree.
+#[derive(PartialEq, Eq)]
+pub struct Tree {
+    /// Its number.
+    pub number: u8,
+    /// The node that is seen at the mount point.
+    pub root: u64,
+    /// The canonical path of the mount point, if nothing of the view's is on the way there.
+    pub target: Vec<u8>,
+    /// The device of its files, if the kernel serves them: their inode numbers are those of the nodes.
+    pub plane: Option<u64>,
 }
 
 /// The file that processes map, and our own mapping of it.
@@ -357,8 +382,35 @@ impl Page {
             }
             self.word32(PROC_COUNT).store(facts.proc.len() as u32, Ordering::Relaxed);
         }
+        self.publish_trees(if paths { &facts.trees } else { &[] });
         let count = self.word(GENERATION).load(Ordering::Relaxed);
         self.word(GENERATION).store((count | 1).wrapping_add(1), Ordering::SeqCst);
+    }
+
+    fn publish_trees(&self, trees: &[Tree]) {
+        for number in 0..256 {
+            self.byte(TREES + number).store(0, Ordering::Relaxed);
+        }
+        let (mut planes, mut mounts) = (0, 0);
+        for tree in trees {
+            self.byte(TREES + usize::from(tree.number)).store(1, Ordering::Relaxed);
+            if let Some(device) = tree.plane.filter(|_| planes < MOST_PLANES) {
+                self.word(PLANES + planes * 16).store(device, Ordering::Relaxed);
+                self.word(PLANES + planes * 16 + 8).store(u64::from(tree.number) << 56, Ordering::Relaxed);
+                planes += 1;
+            }
+            if tree.target.len() <= MOUNT_LEN - 16 && mounts < MOST_MOUNTS {
+                let at = MOUNTS + mounts * MOUNT_LEN;
+                self.word_at(at).store(tree.target.len() as u64, Ordering::Relaxed);
+                self.word_at(at + 8).store(tree.root, Ordering::Relaxed);
+                for (index, byte) in tree.target.iter().enumerate() {
+                    self.byte_at(at + 16 + index).store(*byte, Ordering::Relaxed);
+                }
+                mounts += 1;
+            }
+        }
+        self.word32(PLANE_COUNT).store(planes as u32, Ordering::Relaxed);
+        self.word32(MOUNT_COUNT).store(mounts as u32, Ordering::Relaxed);
     }
 
     fn set_bit(&self, map: usize, hash: u32) {
@@ -381,15 +433,25 @@ impl Page {
     }
 
     fn word32(&self, at: usize) -> &AtomicU32 {
-        assert!(at % 4 == 0 && TABLE + at < IMAGES, "the table is where it is");
-        // SAFETY: as above, and aligned.
-        unsafe { AtomicU32::from_ptr(self.memory.as_ptr().add(TABLE + at).cast()) }
+        self.word32_at(TABLE + at)
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at % 8 == 0 && TABLE + at < IMAGES, "the table is where it is");
+        self.word_at(TABLE + at)
+    }
+
+    /// Half a word at an offset in the file, of what processes only look at.
+    pub(crate) fn word32_at(&self, at: usize) -> &AtomicU32 {
+        assert!(at % 4 == 0 && at < IMAGES, "the table is where it is");
         // SAFETY: as above, and aligned.
-        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(TABLE + at).cast()) }
+        unsafe { AtomicU32::from_ptr(self.memory.as_ptr().add(at).cast()) }
+    }
+
+    /// A word of it.
+    pub(crate) fn word_at(&self, at: usize) -> &AtomicU64 {
+        assert!(at % 8 == 0 && at < IMAGES, "the table is where it is");
+        // SAFETY: as above, and aligned.
+        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(at).cast()) }
     }
 
     fn bytes(&mut self, at: usize, len: usize) -> &mut [u8] {

@@ -20,6 +20,20 @@
     .set KINDS, 128
     .set IMAGE, 640
     .set COVERED, 2048
+    .set PLANE_COUNT, 24
+    .set MOUNT_COUNT, 28
+    .set TREES, 6144
+    .set PLANES, 6400
+    .set MOUNTS, 0x4000
+    /* What is known of virtual trees: known.rs. */
+    .set COUNT, 0x0fe000
+    .set STARTS, 0x13e000
+    .set NAME_INDEX, 0x17e000
+    .set ATTR_INDEX, 0x1be000
+    .set NAME_RECORDS, 0x1fe000
+    .set ATTR_RECORDS, 0x4fe000
+    .set NAME_MAX, 43
+    .set SPREAD, 0x1e3779b1
 
     /* The frame: a struct stat, then these. */
     .set AT, 144
@@ -268,18 +282,21 @@ veduta_shim_start:
     cmpb $0, (%rbp)
     jne .Lfound
     call .Lobject
-    jnz .Ltrap
-    jmp .Ldecided
+    jz .Ldecided
+    cmpl $262, NUMBER(%rsp)          /* newfstatat */
+    jne .Ltrap
+    mov RDX(%rsp), %rbp
+    jmp .Lknown_descriptor
 
     /* Something is there, with the struct stat at rsi. */
 .Lfound:
     call .Lobject
-    jnz .Ltrap
+    jnz .Lknown
     call .Lpath
     test $4, %bl
-    jnz .Ltrap
+    jnz .Lknown
     call .Lclimbs
-    jnz .Ltrap
+    jnz .Lknown
     test $2, %bl
     jz .Ldecided
     /* ".." of what a magic link of /proc leads to is another thing in the view. Files are opened without following such links. */
@@ -401,14 +418,14 @@ veduta_shim_start:
     je 2f
     /* Relative, or with "..": the end of any mount point that it came to would be among its names, or above its start. */
     test $8, %bl
-    jnz .Ltrap
+    jnz .Lknown
     test $1, %bl
     jnz 3f
     call .Lstart
-    jnz .Ltrap
+    jnz .Lknown
     jmp 3f
 2:  test $4, %bl
-    jnz .Ltrap
+    jnz .Lknown
 3:  movq $0x280000, HOW(%rsp)        /* O_PATH, O_CLOEXEC */
     movq $0, HOW+8(%rsp)
     movq $4, HOW+16(%rsp)            /* RESOLVE_NO_SYMLINKS */
@@ -477,7 +494,7 @@ veduta_shim_start:
     jnz .Ltrap
     mov %rbp, %rsi
     call .Lobject
-    jnz .Ltrap
+    jnz .Lknown_descriptor
     xor %r14d, %r14d
     jmp .Ldecided
 
@@ -678,6 +695,305 @@ veduta_shim_start:
     jmp 1b
 9:  ret
 
+    /* A path concerns the view. Is it known where it leads? All is looked at with the count that is put in HOW. */
+.Lknown:
+    mov COUNT(%r12), %rax
+    test $1, %al
+    jnz .Ltrap
+    mov %rax, HOW(%rsp)
+    movl $0, HOW+8(%rsp)             /* whether it has any names */
+    mov %rbp, %rsi
+    cmpb $'/', (%rbp)
+    je 1f
+    mov $262, %eax
+    mov %r13, %rdi
+    lea .Lnothing(%rip), %rsi
+    mov %rsp, %rdx
+    mov $0x1000, %r10d
+    syscall
+    test %eax, %eax
+    jnz .Ltrap
+    mov %rsp, %rsi
+    call .Lstart_of
+    jnz .Ltrap
+    mov %rbp, %rsi
+    jmp .Lwalk
+1:  mov MOUNT_COUNT(%r12), %ecx
+    lea MOUNTS(%r12), %rdx
+2:  sub $1, %ecx
+    js .Ltrap
+    mov (%rdx), %r8
+    xor %eax, %eax
+3:  cmp %r8, %rax
+    je 4f
+    mov (%rbp,%rax), %bl
+    cmp 16(%rdx,%rax), %bl
+    jne 5f
+    inc %rax
+    jmp 3b
+4:  mov (%rbp,%rax), %bl
+    test %bl, %bl
+    jz 6f
+    cmp $'/', %bl
+    je 6f
+5:  add $256, %rdx
+    jmp 2b
+6:  lea (%rbp,%rax), %rsi
+    mov 8(%rdx), %rdi
+    movl $1, HOW+8(%rsp)
+
+    /* From the directory rdi on, by what is at rsi. */
+.Lwalk:
+    movzbl (%rsi), %eax
+    test %eax, %eax
+    jz .Larrived
+    cmp $'/', %eax
+    jne 1f
+    inc %rsi
+    jmp .Lwalk
+1:  movl $1, HOW+8(%rsp)
+    call .Lattributes
+    jnz .Ltrap
+    mov 16(%r9), %ecx
+    and $7, %ecx
+    cmp $7, %ecx                     /* VALID, DIRECTORY, SEARCHABLE */
+    jne .Ltrap
+    mov %rdi, %rax
+    imul $SPREAD, %rax, %rax
+    shr $16, %rax
+    mov %rsi, %r10
+2:  movzbl (%rsi), %ecx
+    test %ecx, %ecx
+    jz 3f
+    cmp $'/', %ecx
+    je 3f
+    xor %ecx, %eax
+    imul $0x01000193, %eax, %eax
+    inc %rsi
+    jmp 2b
+3:  mov %rsi, %r8
+    sub %r10, %r8
+    cmpb $'.', (%r10)
+    jne 4f
+    cmp $1, %r8
+    je .Lwalk
+    cmp $2, %r8
+    jne 4f
+    cmpb $'.', 1(%r10)
+    jne 4f
+    testb $16, 16(%r9)               /* ROOT */
+    jnz .Ltrap
+    mov 8(%r9), %rdi
+    test %rdi, %rdi
+    jz .Ltrap
+    jmp .Lwalk
+4:  cmp $NAME_MAX, %r8
+    ja .Ltrap
+    mov %eax, %r11d
+    shr $16, %eax
+    xor %r11d, %eax
+    mov $8, %edx
+5:  movzwl %ax, %ecx
+    mov NAME_INDEX(%r12,%rcx,4), %ecx
+    test %ecx, %ecx
+    jz .Ltrap
+    cmp $-1, %ecx
+    je 7f
+    shl $6, %rcx
+    lea NAME_RECORDS(%r12,%rcx), %r9
+    cmp %rdi, (%r9)
+    jne 7f
+    cmp %r11d, 16(%r9)
+    jne 7f
+    cmp %r8b, 20(%r9)
+    jne 7f
+    xor %ecx, %ecx
+6:  cmp %r8, %rcx
+    je 8f
+    mov (%r10,%rcx), %bl
+    cmp 21(%r9,%rcx), %bl
+    jne 7f
+    inc %ecx
+    jmp 6b
+7:  inc %eax
+    dec %edx
+    jnz 5b
+    jmp .Ltrap
+8:  mov 8(%r9), %rdi
+    test %rdi, %rdi
+    jnz .Lwalk
+    mov $-2, %r14                    /* ENOENT */
+
+    /* The result in r14, if what was looked at is still so. */
+.Lknown_decided:
+    mov COUNT(%r12), %rax
+    cmp HOW(%rsp), %rax
+    jne .Ltrap
+    jmp .Ldecided
+
+    /* The path leads to rdi. */
+.Larrived:
+    cmpl $0, HOW+8(%rsp)
+    je .Ltrap
+    call .Lattributes
+    jnz .Ltrap
+    mov 16(%r9), %edx
+    test $1, %dl                     /* VALID */
+    jz .Ltrap
+    cmpb $'/', -1(%rsi)
+    jne 1f
+    test $2, %dl                     /* DIRECTORY */
+    jz .Ltrap
+1:  mov NUMBER(%rsp), %ecx
+    movzbl KINDS(%r12,%rcx), %eax
+    mov RSI(%rsp), %rbp
+    xor %r10d, %r10d
+    cmp $4, %eax                     /* stat, lstat */
+    jne 2f
+    cmp $6, %ecx
+    sete %r10b
+    jmp .Larrived_stat
+2:  mov RDX(%rsp), %rbp
+    cmp $5, %eax                     /* newfstatat */
+    jne 3f
+    testl $0x100, R10(%rsp)
+    setnz %r10b
+.Larrived_stat:
+    test $8, %dl                     /* LINK */
+    jz 1f
+    test %r10d, %r10d
+    jz .Ltrap
+1:  lea 32(%r9), %rsi
+    mov %rsp, %rdi
+    mov $18, %ecx
+    rep movsq
+    mov COUNT(%r12), %rax
+    cmp HOW(%rsp), %rax
+    jne .Ltrap
+    mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    mov $262, %eax                   /* can the result be written? The kernel knows. */
+    mov $-100, %edi
+    lea .Lnothing(%rip), %rsi
+    mov %rbp, %rdx
+    mov $0x1000, %r10d
+    syscall
+    test %eax, %eax
+    jnz .Ltrap
+.Lstat_out:
+    mov %rsp, %rsi
+    mov %rbp, %rdi
+    mov $18, %ecx
+    rep movsq
+    xor %eax, %eax
+    jmp .Ldone
+3:  test $8, %dl                     /* LINK */
+    jnz .Ltrap
+    lea -10(%rax), %ecx              /* readlink, readlinkat: no link */
+    cmp $1, %ecx
+    ja 4f
+    mov $-22, %r14
+    jmp .Lknown_decided
+4:  cmp $7, %eax
+    cmove RSI(%rsp), %rbp            /* access; rbp is what the others have */
+    jb .Ltrap
+    cmp $9, %eax
+    ja .Ltrap
+    xor %r14d, %r14d
+    test %ebp, %ebp                  /* F_OK */
+    jz .Lknown_decided
+    cmp $4, %ebp                     /* R_OK */
+    jne .Ltrap
+    test $32, %dl                    /* READABLE */
+    jnz .Lknown_decided
+    jmp .Ltrap
+
+    /* A descriptor is the view's, whose struct stat is at rsi; the true one is to be put at rbp, where the kernel has written already. */
+.Lknown_descriptor:
+    mov COUNT(%r12), %rax
+    test $1, %al
+    jnz .Ltrap
+    mov %rax, HOW(%rsp)
+    call .Lstart_of
+    jz 3f
+    mov (%rsi), %rax
+    mov 8(%rsi), %rdi
+    mov PLANE_COUNT(%r12), %ecx
+    lea PLANES(%r12), %rdx
+1:  sub $1, %ecx
+    js .Ltrap
+    cmp %rax, (%rdx)
+    je 2f
+    add $16, %rdx
+    jmp 1b
+2:  or 8(%rdx), %rdi
+3:  call .Lattributes
+    jnz .Ltrap
+    testb $1, 16(%r9)                /* VALID */
+    jz .Ltrap
+    lea 32(%r9), %rsi
+    mov %rsp, %rdi
+    mov $18, %ecx
+    rep movsq
+    mov COUNT(%r12), %rax
+    cmp HOW(%rsp), %rax
+    jne .Ltrap
+    mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    jmp .Lstat_out
+
+    /* Zero flag, and rdi: what the struct stat at rsi stands for, in a tree that may be spoken of. */
+.Lstart_of:
+    mov (%rsi), %r8
+    mov 8(%rsi), %r9
+    mov %r8, %rax
+    xor %r9, %rax
+    imul $SPREAD, %rax, %rax
+    shr $16, %rax
+    mov $4, %edx
+1:  mov %eax, %ecx
+    and $8191, %ecx
+    shl $5, %ecx
+    lea STARTS(%r12,%rcx), %rcx
+    cmp %r8, (%rcx)
+    jne 2f
+    cmp %r9, 8(%rcx)
+    je 3f
+2:  inc %eax
+    dec %edx
+    jnz 1b
+    or $1, %edx
+    ret
+3:  mov 16(%rcx), %rdi
+    mov %rdi, %rax
+    shr $56, %rax
+    cmpb $1, TREES(%r12,%rax)
+    ret
+
+    /* Zero flag: the record of the node rdi is at r9. */
+.Lattributes:
+    mov %rdi, %rax
+    imul $SPREAD, %rax, %rax
+    shr $16, %rax
+    mov $8, %edx
+1:  movzwl %ax, %ecx
+    mov ATTR_INDEX(%r12,%rcx,4), %ecx
+    test %ecx, %ecx
+    jz 3f
+    cmp $-1, %ecx
+    je 2f
+    imul $192, %rcx, %rcx
+    lea ATTR_RECORDS(%r12,%rcx), %r9
+    cmp %rdi, (%r9)
+    je 4f
+2:  inc %eax
+    dec %edx
+    jnz 1b
+3:  or $1, %ecx
+4:  ret
+
 .Lnothing:
     .byte 0
 
@@ -711,7 +1027,7 @@ veduta_boot_start:
     test %eax, %eax
     jz 3f
     mov $9, %eax                     /* mmap */
-    mov $0x6000, %esi
+    mov $0xb00000, %esi
     mov $5, %edx                     /* to read and to run */
     mov $0x100002, %r10d             /* MAP_PRIVATE, MAP_FIXED_NOREPLACE */
     mov $0x11111111, %r8d            /* the descriptor */
@@ -726,7 +1042,7 @@ veduta_boot_start:
     syscall
     jmp 2f
 1:  mov $462, %eax                   /* mseal: it stays */
-    mov $0x6000, %esi
+    mov $0xb00000, %esi
     xor %edx, %edx
     syscall
 2:  mov $3, %eax                     /* close */
