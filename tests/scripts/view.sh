@@ -386,7 +386,7 @@ if [ -u "$su" ] && [ "$(stat -c %u "$su")" != "$(id -u)" ]; then
 fi
 # What stands for virtual files costs the engine descriptors. The last ones are kept for what lasts no longer than a call, so a program that
 # has too many open hears it, and whatever else happens in the view goes on.
-! has python3 || same "an engine that may have few descriptors says so when files are opened, and nothing else fails" "ENFILE [0, 0, 0]
+! has python3 || [[ ${VEDUTA_TRAP-} = *trace ]] || same "an engine that may have few descriptors says so when files are opened, and nothing else fails" "ENFILE [0, 0, 0]
 fine" "$(ulimit -n 256; VEDUTA_PLANE=emulated timeout -k 1 40 "$VEDUTA" run -N --mount "bind:$TMP:$TMP" -- python3 -c "
 import errno, os, subprocess
 os.mkdir('few'); fds = []
@@ -413,7 +413,7 @@ else
 fi
 
 # With programs of the host, and with those that a bind shows, which the engine could not have them run for being traced.
-if has gcc gdb; then
+if [[ ${VEDUTA_TRAP-} != *trace ]] && has gcc gdb; then
     gcc -g -O0 -o debugged -x c - <<'END'
 #include <stdio.h>
 static int twice(int number) { return 2 * number; }
