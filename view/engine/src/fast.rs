@@ -506,8 +506,8 @@ impl Fast {
         }
     }
 
-    /// The line of `maps` that a process would have without the fast path; `None` for lines that are right.
-    pub(crate) fn true_line(&self, line: &[u8]) -> Option<Vec<u8>> {
+    /// The line of `maps`, which is one of `all`, that a process would have without the fast path; `None` for lines that are right.
+    pub(crate) fn true_line(&self, line: &[u8], all: &[u8]) -> Option<Vec<u8>> {
         let inner = self.0.as_ref()?;
         let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:shim"))?;
         let fields: Vec<&str> = text.split_ascii_whitespace().collect();
@@ -524,13 +524,17 @@ impl Fast {
             .libraries
             .iter()
             .find(|library| (library.at..library.at + library.len).contains(&offset))?;
-        let head = format!(
-            "{range} {permissions} {:08x} {:02x}:{:02x} {} ",
-            offset - library.at + library.offset,
-            libc::major(library.device),
-            libc::minor(library.device),
-            library.ino
+        // Of a file of an overlay, the kernel shows another device here than stat(2) does. Parts of the library that are not code have it.
+        let is_of_library =
+            |line: &&[u8]| line.strip_suffix(&library.path[..]).is_some_and(|head| head.ends_with(b" "));
+        let other = all.split(|byte| *byte == b'\n').find(is_of_library).map(String::from_utf8_lossy);
+        let shown = other.as_ref().and_then(|line| line.split_ascii_whitespace().nth(3));
+        let device = shown.map_or_else(
+            || format!("{:02x}:{:02x}", libc::major(library.device), libc::minor(library.device)),
+            str::to_owned,
         );
+        let offset = offset - library.at + library.offset;
+        let head = format!("{range} {permissions} {offset:08x} {device} {} ", library.ino);
         Some([format!("{head:<73}").as_bytes(), &library.path, b"\n"].concat())
     }
 }

@@ -161,7 +161,7 @@ fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
     let text = host_text(path)?;
     let mut out = Vec::with_capacity(text.len());
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        if let Some(line) = call.view.fast.true_line(line) {
+        if let Some(line) = call.view.fast.true_line(line, &text) {
             out.extend(line);
             continue;
         }
