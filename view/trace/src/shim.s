@@ -64,6 +64,20 @@
     mov R9(%rsp), %r9
     .endm
 
+    /* The struct stat of the record at r9, to the frame, if what was looked at is still so. */
+    .macro take_stat
+    lea 32(%r9), %rsi
+    mov %rsp, %rdi
+    mov $18, %ecx
+    rep movsq
+    mov COUNT(%r12), %rax
+    cmp HOW(%rsp), %rax
+    jne .Ltrap
+    mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    .endm
+
     .macro restore
     mov RDI(%rsp), %rdi
     mov RSI(%rsp), %rsi
@@ -863,16 +877,7 @@ veduta_shim_start:
     jz 1f
     test %r10d, %r10d
     jz .Ltrap
-1:  lea 32(%r9), %rsi
-    mov %rsp, %rdi
-    mov $18, %ecx
-    rep movsq
-    mov COUNT(%r12), %rax
-    cmp HOW(%rsp), %rax
-    jne .Ltrap
-    mov (%r12), %r11
-    cmp GENERATION(%rsp), %r11
-    jne .Ltrap
+1:  take_stat
     mov $262, %eax                   /* can the result be written? The kernel knows. */
     mov $-100, %edi
     lea .Lnothing(%rip), %rsi
@@ -927,21 +932,15 @@ veduta_shim_start:
     je 2f
     add $16, %rdx
     jmp 1b
-2:  or 8(%rdx), %rdi
+2:  mov %rdi, %rcx
+    shr $56, %rcx                    /* what is no number of a node would be one of another tree */
+    jnz .Ltrap
+    or 8(%rdx), %rdi
 3:  call .Lattributes
     jnz .Ltrap
     testb $1, 16(%r9)                /* VALID */
     jz .Ltrap
-    lea 32(%r9), %rsi
-    mov %rsp, %rdi
-    mov $18, %ecx
-    rep movsq
-    mov COUNT(%r12), %rax
-    cmp HOW(%rsp), %rax
-    jne .Ltrap
-    mov (%r12), %r11
-    cmp GENERATION(%rsp), %r11
-    jne .Ltrap
+    take_stat
     jmp .Lstat_out
 
     /* Zero flag, and rdi: what the struct stat at rsi stands for, in a tree that may be spoken of. */
