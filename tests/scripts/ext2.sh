@@ -43,6 +43,14 @@ volume() { # NAME SIZE OPTION...
     check "$name: a directory moves" mv "$m/dir" "$m/a long name/moved"
     check "$name: nanoseconds are kept" touch -d '1960-02-03 04:05:06.789012345 UTC' "$m/hard"
     same "$name: a full copy of a tree" "$(cp -a "$m/a long name/copy" "$m/again" && record "$m/a long name/copy")" "$(record "$m/again")"
+    # The kernel learns how many blocks there are, though nobody closes the file.
+    exec 9>"$m/grows"
+    head -c 100000 content >&9
+    stat "$m/grows" >seen
+    sync -d "$m/grows"
+    check "$name: a file that somebody writes to shows its blocks" until_true 5 bash -c "[ \"\$(stat -c %b '$m/grows')\" -ge 196 ]"
+    exec 9>&-
+    rm "$m/grows"
     sum=$("$fsx" "$m/fsx" "${SEED:-1}" 2000 1000000) || fail "$name: fsx" "$sum"
     check "$name: is mounted again" remount
     same "$name: what fsx wrote is there" "$sum" "$(sha256sum "$m/fsx" | cut -d ' ' -f 1)"

@@ -61,14 +61,16 @@ struct State {
 pub(crate) struct OpenFile {
     volume: Arc<Volume>,
     node: Arc<Node>,
+    /// Opened for writing.
+    writes: bool,
     /// Held only to take or replace the pointer.
     state: Mutex<Option<Arc<State>>>,
 }
 
 impl OpenFile {
-    pub(crate) fn new(volume: Arc<Volume>, ino: u32) -> Result<Self> {
+    pub(crate) fn new(volume: Arc<Volume>, ino: u32, writes: bool) -> Result<Self> {
         let node = volume.nodes.open(ino);
-        let file = Self { volume, node, state: Mutex::new(None) };
+        let file = Self { volume, node, writes, state: Mutex::new(None) };
         {
             let _content = file.node.lock.read();
             file.state()?;
@@ -162,16 +164,17 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         let ino = self.node.ino;
         let (last, nameless) = self.volume.nodes.last_open(ino);
-        if last {
-            if self.volume.holding.find(ino).is_some() {
-                let _content = self.node.lock.write();
-                if nameless {
-                    self.volume.discard_held(&self.node);
-                } else {
-                    // Who asks next is told of errors.
-                    let _ = self.volume.settle(&self.node, false);
-                }
+        // Who only reads may keep the file open: once nobody writes, its attributes do not change by themselves.
+        if (last || self.writes) && self.volume.holding.find(ino).is_some() {
+            let _content = self.node.lock.write();
+            if last && nameless {
+                self.volume.discard_held(&self.node);
+            } else {
+                // Who asks next is told of errors.
+                let _ = self.volume.settle(&self.node, false);
             }
+        }
+        if last {
             if let Some(transactions) = &self.volume.transactions {
                 transactions.close_window(ino);
             }

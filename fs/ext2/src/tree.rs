@@ -378,12 +378,13 @@ impl Filesystem for Tree {
         parent.map(node).map_err(Error::into_errno)
     }
 
-    fn open(&self, ino: Ino, _flags: OpenFlags) -> veduta_api::Result<Arc<dyn File>> {
+    fn open(&self, ino: Ino, flags: OpenFlags) -> veduta_api::Result<Arc<dyn File>> {
         let inode = self.inode(ino).map_err(Error::into_errno)?;
         if inode.has(FLAG_ENCRYPTED) {
             return Err(Errno::ENOKEY);
         }
-        let file = OpenFile::new(Arc::clone(&self.volume), inode.ino).map_err(Error::into_errno)?;
+        let file =
+            OpenFile::new(Arc::clone(&self.volume), inode.ino, flags.write).map_err(Error::into_errno)?;
         Ok(Arc::new(file))
     }
 

@@ -83,6 +83,8 @@ struct Writers {
     by_ino: HashMap<Ino, usize>,
     /// How often a file was opened to write, or cut.
     count: u64,
+    /// How often one that was open to write was closed.
+    closed: u64,
 }
 
 /// What came of a request, and whether the worker is to reply.
@@ -275,12 +277,14 @@ impl Host {
         Ok(new)
     }
 
-    fn reply_entry(&self, answer: Answer<Entry>, reply: ReplyEntry) {
+    /// `closings`: [`Host::closings`] from before the entry was looked up.
+    fn reply_entry(&self, answer: Answer<Entry>, closings: u64, reply: ReplyEntry) {
         match answer {
             (true, Ok(entry)) => {
                 let attr = self.attr(&entry.attr);
                 let (ino, generation) = (INodeNo(entry.ino.0), Generation(entry.generation));
-                let sent = reply.entry(ino, generation, &attr, self.policy.attr_ttl, self.policy.entry_ttl);
+                let ttl = self.attr_ttl(entry.ino, closings);
+                let sent = reply.entry(ino, generation, &attr, ttl, self.policy.entry_ttl);
                 if !sent {
                     self.forget_quietly(entry.ino, 1);
                 }

@@ -21,6 +21,8 @@ pub(crate) struct Policy {
     pub(crate) negative_ttl: Duration,
     /// How long attributes are remembered.
     pub(crate) attr_ttl: Duration,
+    /// How long those of a file are that somebody writes to: its blocks become more with what is written back.
+    pub(crate) written_ttl: Duration,
     /// Whether the kernel may hold writes back.
     pub(crate) writeback: bool,
     /// Whether the kernel may read and write backing files by itself. It does not do both this and `writeback`.
@@ -50,6 +52,7 @@ impl Policy {
                 facts.absent_time.unwrap_or(ttl)
             },
             attr_ttl: ttl,
+            written_ttl: ttl.min(Duration::from_secs(1)),
             writeback,
             passthrough: !writeback,
         }

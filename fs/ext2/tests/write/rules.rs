@@ -474,6 +474,27 @@ fn what_is_added_waits_in_memory_and_reads_as_if_it_did_not() {
 }
 
 #[test]
+fn once_nobody_writes_a_file_stays_as_it_is() {
+    for make in [EXT4, EXT2] {
+        let dir = folder();
+        let memory = make.make(dir.path());
+        let tree = mount(&memory, "commit=1000");
+        let file = tree.create("file").unwrap();
+        let reader = tree.on("file", |ino| tree.0.open(ino, OpenFlags::READ)).unwrap();
+        // It gets blocks that lead to these, too; nobody knows before how many.
+        file.write_at(&[b'x'; 100_000], 0).unwrap();
+        drop(file);
+        let closed = tree.stat("file").unwrap();
+        tree.0.sync().unwrap();
+        assert_eq!(tree.stat("file").unwrap(), closed);
+        drop(reader);
+        assert_eq!(tree.stat("file").unwrap(), closed);
+        tree.0.unmount().unwrap();
+        assert_clean(&memory, dir.path());
+    }
+}
+
+#[test]
 fn the_clock_brings_what_waits_to_the_disk() {
     let dir = folder();
     let memory = EXT4.make(dir.path());

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, LockOwner, ReplyCreate};
 use veduta_api::{DirEntry, Entry, File, FileLock, Ino, Kind, LockKind, OpenFlags, Result};
@@ -150,20 +150,37 @@ impl Host {
 
     pub(super) fn close(&self, handle: u64) {
         let Some(file) = self.files.remove(handle) else { return };
-        if file.writable {
-            let mut writers = self.writers.lock();
-            if let Some(count) = writers.by_ino.get_mut(&file.ino) {
-                *count -= 1;
-                if *count == 0 {
-                    writers.by_ino.remove(&file.ino);
-                }
-            }
-        }
+        let (ino, writable) = (file.ino, file.writable);
         if self.policy.passthrough && self.facts.backing {
             self.backings.leave(file.ino, &file.path);
         }
         if catch_unwind(AssertUnwindSafe(|| drop(file))).is_err() {
             tracing::error!("the driver panicked while a file was closed");
+        }
+        if writable {
+            let mut writers = self.writers.lock();
+            writers.closed += 1;
+            if let Some(count) = writers.by_ino.get_mut(&ino) {
+                *count -= 1;
+                if *count == 0 {
+                    writers.by_ino.remove(&ino);
+                }
+            }
+        }
+    }
+
+    /// Before attributes are looked at: what [`attr_ttl`](Self::attr_ttl) must know.
+    pub(super) fn closings(&self) -> u64 {
+        self.writers.lock().closed
+    }
+
+    /// How long attributes may be remembered that were looked at after `closings`.
+    pub(super) fn attr_ttl(&self, ino: Ino, closings: u64) -> Duration {
+        let writers = self.writers.lock();
+        if writers.closed == closings && !writers.by_ino.contains_key(&ino) {
+            self.policy.attr_ttl
+        } else {
+            self.policy.written_ttl
         }
     }
 
@@ -243,7 +260,7 @@ impl Host {
             INodeNo(entry.ino.0),
             Generation(entry.generation),
             &self.attr(&entry.attr),
-            self.policy.attr_ttl,
+            if flags.write { self.policy.written_ttl } else { self.policy.attr_ttl },
             self.policy.entry_ttl,
             FileHandle(handle),
             open_flags,

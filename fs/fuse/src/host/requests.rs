@@ -89,6 +89,7 @@ impl fuser::Filesystem for Host {
     }
 
     fn lookup(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let closings = self.closings();
         let answer = self.serve(request, "lookup", parent, true, || {
             let entry = self.fs.lookup(Ino(parent.0), self.name(name)?)?;
             valid(entry)
@@ -97,7 +98,7 @@ impl fuser::Filesystem for Host {
             (true, Err(fuser::Errno::ENOENT)) if !self.policy.negative_ttl.is_zero() => {
                 reply.negative(self.policy.negative_ttl);
             }
-            answer => self.reply_entry(answer, reply),
+            answer => self.reply_entry(answer, closings, reply),
         }
     }
 
@@ -120,8 +121,9 @@ impl fuser::Filesystem for Host {
     }
 
     fn getattr(&self, request: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let closings = self.closings();
         let answer = self.serve(request, "getattr", ino, true, || self.fs.getattr(Ino(ino.0)));
-        answer!(answer, reply, attr => reply.attr(&self.policy.attr_ttl, &self.attr(&attr)));
+        answer!(answer, reply, attr => reply.attr(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr)));
     }
 
     fn statx(
@@ -132,10 +134,11 @@ impl fuser::Filesystem for Host {
         _mask: u32,
         reply: ReplyStatx,
     ) {
+        let closings = self.closings();
         let answer = self.serve(request, "statx", ino, true, || self.fs.getattr(Ino(ino.0)));
         answer!(answer, reply, attr => {
             let birth = attr.btime.map(|time| fuser::Timestamp { secs: time.seconds, nanos: time.nanos });
-            reply.statx(&self.policy.attr_ttl, &self.attr(&attr), birth);
+            reply.statx(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr), birth);
         });
     }
 
@@ -170,8 +173,9 @@ impl fuser::Filesystem for Host {
             flags: None,
             drop_set_id,
         };
+        let closings = self.closings();
         let answer = self.change(request, "setattr", ino, || self.do_setattr(Ino(ino.0), &changes));
-        answer!(answer, reply, attr => reply.attr(&self.policy.attr_ttl, &self.attr(&attr)));
+        answer!(answer, reply, attr => reply.attr(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr)));
     }
 
     fn readlink(&self, request: &fuser::Request, ino: INodeNo, reply: ReplyData) {
@@ -198,7 +202,7 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), mode, umask, rdev)?;
             valid(self.fs.mknod(Ino(parent.0), name, &new)?)
         });
-        self.reply_entry(answer, reply);
+        self.reply_entry(answer, self.closings(), reply);
     }
 
     fn mkdir(
@@ -216,7 +220,7 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), mode, umask, 0)?;
             valid(self.fs.mkdir(Ino(parent.0), name, &new)?)
         });
-        self.reply_entry(answer, reply);
+        self.reply_entry(answer, self.closings(), reply);
     }
 
     fn symlink(
@@ -232,17 +236,18 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), libc::S_IFLNK | 0o777, 0, 0)?;
             valid(self.fs.symlink(Ino(parent.0), name, target.as_os_str(), &new)?)
         });
-        self.reply_entry(answer, reply);
+        self.reply_entry(answer, self.closings(), reply);
     }
 
     fn link(&self, request: &fuser::Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let closings = self.closings();
         let answer = self.change(request, "link", ino, || {
             let name = self.name(name)?;
             self.guard(Ino(ino.0), Change::Any)?;
             self.guard(Ino(parent.0), Change::Append)?;
             valid(self.fs.link(Ino(ino.0), Ino(parent.0), name)?)
         });
-        self.reply_entry(answer, reply);
+        self.reply_entry(answer, closings, reply);
     }
 
     fn unlink(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -543,6 +548,7 @@ impl fuser::Filesystem for Host {
         mut reply: ReplyDirectoryPlus,
     ) {
         let room = reply.room();
+        let closings = self.closings();
         let (ours, result) = self.serve(request, "readdirplus", ino, true, || {
             if offset == 0 {
                 self.note_listed(Ino(ino.0));
@@ -570,7 +576,7 @@ impl fuser::Filesystem for Host {
             };
             let (node, generation) = entry.map_or((0, 0), |entry| (entry.ino.0, entry.generation));
             let (node, generation) = (INodeNo(node), Generation(generation));
-            let (attr_ttl, entry_ttl) = (self.policy.attr_ttl, self.policy.entry_ttl);
+            let (attr_ttl, entry_ttl) = (self.attr_ttl(Ino(node.0), closings), self.policy.entry_ttl);
             let full = reply.add(node, generation, next, listed.name, &attr, attr_ttl, entry_ttl);
             if full {
                 break;
