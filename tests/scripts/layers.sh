@@ -77,7 +77,34 @@ check "diff -p: patch(1) takes it" bash -c "cd patched && { ! command -v patch |
 if command -v patch >/dev/null; then same "diff -p: and makes the same of it" twenty-five "$(sed -n 25p patched/etc/lines)"; fi
 rm -rf patched
 
+# --- over itself, as the family has it: SOURCE TARGET. What lies below is covered as long as it is mounted.
+fresh; "$V" -o cow u b; echo mine >>b/etc/conf; rm b/etc/keep; echo new >b/new
+expected='M etc/conf
+D etc/keep
+A new'
+same "diff of what covers its own lower layer" "$expected" "$("$VEDUTA" diff u)"
+same "diff of what covers its own lower layer: from within" "$expected" "$(cd b/lib && "$VEDUTA" diff ../../u)"
+mkdir u2
+# fusermount3 mounts nothing on a mount of FUSE.
+if [ "$HOW" != user ]; then
+    "$V" -o cow u2 b; rm b/new
+    same "diff of a second one on top of it" "D new" "$("$VEDUTA" diff u2)"
+    same "diff of the first one below that" "$expected" "$("$VEDUTA" diff u)"
+    check "umount of that returns when its layer is free" bash -c "'$VEDUTA' umount b && '$VEDUTA' commit -n u2 >/dev/null"
+fi
+check "umount returns when the layer is free" bash -c "'$VEDUTA' umount b && '$VEDUTA' commit u"
+same "and then it can be committed" "lower mine new" "$(cat b/etc/conf b/new | xargs)"
+same "a layer is free soon after umount(8), too" "1 2 3 4 5" "$(for n in 1 2 3 4 5; do "$V" -o cow u b || break; echo $n >b/n; cat b/n; umount b 2>/dev/null || fusermount3 -u b; done | xargs)"
+until_true 10 "$VEDUTA" discard u >/dev/null
+if timeout -k 1 20 "$VEDUTA" run -N -- true 2>/dev/null; then
+    refuse 2 'covered by a mount on .*/b;' "diff within the view whose mount covers what lies below says so" \
+        timeout -k 1 20 "$VEDUTA" run -N --cow u --over b -- sh -c "echo more >b/more; '$VEDUTA' diff u"
+    same "diff of that afterwards" "A more" "$("$VEDUTA" diff u)"
+fi
+rm -rf u2
+
 # --- commit
+fresh; over; change; unmount "$TMP/m"
 over; merged=$(tree_hash m); unmount "$TMP/m"
 before=$(tree_hash b)
 check "commit --dry-run" "$VEDUTA" commit --dry-run u

@@ -43,6 +43,11 @@ xorriso -outdev cd.iso -volid CD -map tree / >/dev/null 2>&1 || xorriso -as mkis
 truncate -s 4M fat.img
 mkfs.fat fat.img >/dev/null 2>&1
 
+same "a bind shows what is covered, a recursive one what covers it" "below
+above
+above" "$(mkdir -p outside/in copy; echo below >outside/in/f; view --mount "tmpfs:none:$TMP/outside/in" -- sh -c 'echo above >outside/in/f
+    mount --bind outside copy; cat copy/in/f; umount copy; mount --rbind outside copy; cat copy/in/f outside/in/f' 2>&1)"
+
 # The planes that there are here. By default a bind has the host's descriptors and an image what is possible; `fuse` is both through the kernel.
 planes="default emulated"
 if out=$(VEDUTA_PLANE=fuse view --mount bind:/:/ -- true 2>&1); then planes="default fuse emulated"

@@ -12,28 +12,28 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::fcntl::FlockArg;
 use nix::sys::stat::{major, minor};
 use veduta_api::{Errno, MountError, MountErrorKind};
 
-/// How often, and how far apart, a device is tried: udev holds one for a moment after somebody closed it.
-const DEVICE_TRIES: u32 = 20;
-const DEVICE_PAUSE: Duration = Duration::from_millis(50);
+/// How often, and how far apart, a lock is tried: who was just unmounted by umount(8), which does not wait, still writes, and udev holds a
+/// device for a moment after somebody closed it.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
-/// Locks an open image, for writing or for reading, until its file is closed everywhere. Does not wait. The error names
+/// Locks an open image, for writing or for reading, until its file is closed everywhere. Waits a second at most. The error names
 /// the holder. Where the filesystem has no locks, that is logged, and the image is used without.
 pub fn lock_image(image: &File, writable: bool) -> Result<(), MountError> {
-    let is_device = image.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
-    let mut tries = if is_device { DEVICE_TRIES } else { 1 };
+    let mut tries = TRIES;
     loop {
         tries -= 1;
         match flock(image, writable) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => tries += 1,
-            Err(Errno::EWOULDBLOCK) if tries > 0 => std::thread::sleep(DEVICE_PAUSE),
+            Err(Errno::EWOULDBLOCK) if tries > 0 => std::thread::sleep(PAUSE),
             Err(Errno::EWOULDBLOCK) => return Err(in_use(image, writable)),
             Err(error) => {
                 tracing::warn!(

@@ -6,7 +6,7 @@
 //!
 //! From the kernel inwards: `mount` makes the mount; `pool` has the threads, `near` says where they run; `host` turns requests into calls of the contract,
 //! with `policy` (what the kernel may remember), `handles` (what is open), `backing` (files whose data the kernel fetches by itself) and
-//! `listing` (directories); `running` knows what is under way, so that it can be interrupted.
+//! `listing` (directories); `running` knows what is under way, so that it can be interrupted; `server` tells others which process it is.
 //!
 //! `unsafe` is in `mount` and `daemon`, where a descriptor comes out of a message and where processes fork, in `memory`, and nowhere else.
 
@@ -29,6 +29,7 @@ mod options;
 mod policy;
 mod pool;
 mod running;
+mod server;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ pub use log::log_to_stderr;
 pub use mount::{Allow, MountOptions, MountPoint};
 pub use mounted::{Mounted, ServeOptions};
 pub use options::GENERIC_OPTIONS;
+pub use server::{Below, Server, below};
 
 /// The whole of a driver program: reads the command line, mounts, goes to the background when the mount answers, and serves until it
 /// is unmounted or told to end. `main` calls it before anything else, and starts no thread before.

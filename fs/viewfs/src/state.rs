@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
@@ -28,6 +29,11 @@ pub(crate) const NAME: &str = ".veduta-work";
 const WORK: &str = "work";
 const LINKS: &str = "links";
 const LOCK: &str = "lock";
+
+/// How long a mount that was just ended may take to let go of its layer.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(10);
+
 pub(crate) const TOUCHED: &str = "touched";
 
 /// How many names a whiteout gets: a layer remembers each while it is in use.
@@ -71,18 +77,18 @@ impl State {
             }
         };
         let directory = |dir, name| make_directory(&*fs, dir, OsStr::new(name));
-        let home = directory(root, NAME).map_err(cannot("its work directory cannot be made"))?;
-        let lock = open_lock(&*fs, home).map_err(cannot("its lock cannot be opened"))?;
-        if let Some(fd) = lock.backing() {
-            match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+        let deadline = Instant::now() + PATIENCE;
+        let (home, lock) = loop {
+            match take(&*fs, root) {
+                Ok(taken) => break taken,
+                Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Err(Errno::EBUSY) => {
                     let message = "the upper layer is in use by another mount, or by a commit";
                     return Err(MountError::system(Errno::EBUSY, message));
                 }
-                Err(_) => tracing::warn!("the upper layer cannot be locked: take care to mount it only once"),
+                Err(errno) => return Err(cannot("its work directory cannot be made")(errno)),
             }
-        }
+        };
         let work = directory(home, WORK).map_err(cannot("its work directory cannot be made"))?;
         empty(&*fs, work).map_err(cannot("its work directory cannot be emptied"))?;
         let links = find_directory(&*fs, home, LINKS).map_err(cannot("its links cannot be read"))?;
@@ -197,6 +203,22 @@ fn make_directory(fs: &dyn Filesystem, dir: Ino, name: &OsStr) -> Result<Ino> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// The hidden directory, and its lock, which is held. `EBUSY` while another has it.
+fn take(fs: &dyn Filesystem, root: Ino) -> Result<(Ino, Arc<dyn File>)> {
+    // Who ends removes both, while he holds the lock.
+    let leaving = |errno| if errno == Errno::ENOENT { Errno::EBUSY } else { errno };
+    let home = make_directory(fs, root, OsStr::new(NAME)).map_err(leaving)?;
+    let lock = open_lock(fs, home).map_err(leaving)?;
+    let Some(fd) = lock.backing() else { return Ok((home, lock)) };
+    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 0) => return Err(Errno::EBUSY),
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Errno::EBUSY),
+        Err(_) => tracing::warn!("the upper layer cannot be locked: take care to mount it only once"),
+    }
+    Ok((home, lock))
 }
 
 fn open_lock(fs: &dyn Filesystem, home: Ino) -> Result<Arc<dyn File>> {

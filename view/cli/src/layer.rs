@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use veduta_api::{Attr, Kind};
+use veduta_api::{Attr, Errno, Kind, MountError};
+use veduta_fuse::Below;
 use veduta_viewfs::{Change, Upper, Watch, What};
 
 use crate::args;
@@ -105,7 +106,7 @@ pub(crate) fn discard(args: &args::Discard) -> Result<(), Failure> {
     let dirs = if inside.is_empty() { vec![PathBuf::new()] } else { inside };
     for (at, paths) in dirs.iter().filter_map(|at| Some((at, paths_inside(at, &args.paths)?))) {
         let name = shown(dir.join(at).as_os_str());
-        let upper = Upper::open(&dir.join(at), Some(&[])).map_err(|error| Failure::layer(&name, &error))?;
+        let upper = open_layer(&dir.join(at), Some(&[])).map_err(|error| Failure::layer(&name, &error))?;
         upper.discard(&paths).map_err(|error| Failure::layer(&name, &error))?;
     }
     Ok(())
@@ -183,7 +184,7 @@ pub(crate) fn named(action: &args::LayerAction) -> Result<(), Failure> {
             for path in over {
                 let below = place(path)?;
                 if below != *path {
-                    let upper = Upper::open(&below, None)
+                    let upper = open_layer(&below, None)
                         .map_err(|error| Failure::layer(shown(path.as_os_str()), &error))?;
                     lower.push(below);
                     lower.extend(upper.lower().map(Path::to_owned));
@@ -203,12 +204,12 @@ pub(crate) fn named(action: &args::LayerAction) -> Result<(), Failure> {
         }
         args::LayerAction::Clone { name, copy } => {
             let (from, to) = (existing(name)?, named_place(copy)?);
-            let upper = Upper::open(&from, Some(&[])).map_err(|error| Failure::layer(name, &error))?;
+            let upper = open_layer(&from, Some(&[])).map_err(|error| Failure::layer(name, &error))?;
             upper.clone_to(&to, &mut Progress::new()).map_err(|error| Failure::layer(copy, &error))
         }
         args::LayerAction::Delete { name } => {
             let upper =
-                Upper::open(&existing(name)?, Some(&[])).map_err(|error| Failure::layer(name, &error))?;
+                open_layer(&existing(name)?, Some(&[])).map_err(|error| Failure::layer(name, &error))?;
             upper.delete().map_err(|error| Failure::layer(name, &error))
         }
     }
@@ -224,7 +225,7 @@ fn list(as_json: bool) -> Result<(), Failure> {
     names.sort();
     let mut out = std::io::stdout().lock();
     for name in names {
-        let lower: Vec<String> = match Upper::open(&home.join(&name), None) {
+        let lower: Vec<String> = match open_layer(&home.join(&name), None) {
             Ok(upper) => upper.lower().map(|path| path.display().to_string()).collect(),
             Err(error) => vec![format!("({})", error.message)],
         };
@@ -265,12 +266,27 @@ fn place(dir: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
+/// A layer, and those below it, which may lie below a mount of this one.
+fn open_layer(dir: &Path, lower: Option<&[PathBuf]>) -> Result<Upper, MountError> {
+    Upper::open(dir, lower, &|path| match veduta_fuse::below(path, dir) {
+        Below::Open => Ok(path.to_owned()),
+        Below::At(place) => Ok(place),
+        Below::Covered(point) => {
+            let message = format!(
+                "it is covered by a mount on {}; ask when that has ended, or outside of the view",
+                shown(point.as_os_str())
+            );
+            Err(MountError::system(Errno::EBUSY, message))
+        }
+    })
+}
+
 fn open(layer: &args::OneLayer) -> Result<(Upper, String), Failure> {
     let dir = place(&layer.dir)?;
     let name = shown(dir.as_os_str());
     let lower: Vec<PathBuf> = layer.lower.iter().map(|dir| place(dir)).collect::<Result<_, _>>()?;
     let lower = (!lower.is_empty()).then_some(lower.as_slice());
-    let upper = Upper::open(&dir, lower).map_err(|error| Failure::layer(&name, &error))?;
+    let upper = open_layer(&dir, lower).map_err(|error| Failure::layer(&name, &error))?;
     Ok((upper, name))
 }
 
@@ -297,7 +313,7 @@ fn parts(layer: &args::OneLayer, paths: &[PathBuf]) -> Result<Vec<Part>, Failure
     wanted
         .map(|(at, paths)| {
             let name = shown(dir.join(&at).as_os_str());
-            let upper = Upper::open(&dir.join(&at), None).map_err(|error| Failure::layer(&name, &error))?;
+            let upper = open_layer(&dir.join(&at), None).map_err(|error| Failure::layer(&name, &error))?;
             Ok(Part { upper, name, at, paths })
         })
         .collect()
@@ -317,7 +333,7 @@ fn paths_inside(at: &Path, paths: &[PathBuf]) -> Option<Vec<PathBuf>> {
 /// The layers in a directory that is none itself, and holds nothing but directories on the way to them: their paths, sorted.
 fn layers_inside(dir: &Path) -> Vec<PathBuf> {
     let is_layer =
-        |at: &Path| Upper::open(&dir.join(at), None).is_ok_and(|upper| upper.lower().next().is_some());
+        |at: &Path| open_layer(&dir.join(at), None).is_ok_and(|upper| upper.lower().next().is_some());
     let mut found = Vec::new();
     let mut tasks = vec![PathBuf::new()];
     while let Some(at) = tasks.pop() {

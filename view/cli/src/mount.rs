@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use veduta_api::{Errno, MountError, MountErrorKind};
 use veduta_disk::HostWorld;
-use veduta_fuse::{MountCommand, MountPoint};
+use veduta_fuse::{MountCommand, MountPoint, Server};
 
 use crate::args;
 use crate::failure::Failure;
@@ -41,11 +41,19 @@ pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
     let mut failed = None;
     for dir in &args.dirs {
         let ended = MountPoint::at(dir).and_then(|point| {
-            let source = point.source();
-            point.unmount(args.lazy)?;
-            match source {
-                Some(source) if !args.lazy => wait_until_written(&source),
-                _ => Ok(()),
+            if args.lazy {
+                return point.unmount(true);
+            }
+            let (source, server) = (point.source(), Server::of(point.path()));
+            point.unmount(false)?;
+            match (server, source) {
+                (Some(server), _) if server.wait(PATIENCE) => Ok(()),
+                (Some(server), _) => Err(not_written(&format!(
+                    "process {} is still at it, or serves it in another mount namespace",
+                    server.pid()
+                ))),
+                (None, Some(source)) => wait_until_written(&source),
+                (None, None) => Ok(()),
             }
         });
         if let Err(error) = ended {
@@ -66,15 +74,18 @@ pub(crate) fn umount(args: &args::Umount) -> Result<(), Failure> {
 /// How long a server may take to write out after its unmount, before we say that it is still at it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits for the server of an image that was mounted to be written: the kernel's unmount does not. Until then the server holds the
-/// image's lock, so this asks for it as a reader. A source that cannot be opened is none of ours to wait for.
+fn not_written(why: &str) -> MountError {
+    MountError::system(Errno::ETIMEDOUT, format!("unmounted, but not yet written out: {why}"))
+}
+
+/// Waits for a server that does not say who it is, of an image that was mounted to be written: the kernel's unmount does not. Until then
+/// the server holds the image's lock, so this asks for it as a reader. A source that cannot be opened is none of ours to wait for.
 fn wait_until_written(source: &OsStr) -> Result<(), MountError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match HostWorld::default().check_unused(source) {
             Err(error) if error.errno == Errno::EBUSY && Instant::now() >= deadline => {
-                let message = format!("unmounted, but not yet written out: {}", error.message);
-                return Err(MountError::system(Errno::ETIMEDOUT, message));
+                return Err(not_written(&error.message));
             }
             Err(error) if error.errno == Errno::EBUSY => std::thread::sleep(Duration::from_millis(5)),
             _ => return Ok(()),

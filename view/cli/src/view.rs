@@ -89,6 +89,7 @@ fn copy_on_write(upper: &Path, over: &[PathBuf]) -> Result<Vec<MountRequest>, Fa
             source: of_path.into_os_string(),
             target: path.into_os_string(),
             options: format!("cow{except}"),
+            recursive: true,
         });
     }
     Ok(mounts)
@@ -138,7 +139,7 @@ fn parse_mount(text: &OsStr) -> Result<MountRequest, Failure> {
     let type_name = String::from_utf8(next()).map_err(|_| wrong())?;
     let (source, target) = (OsString::from_vec(next()), OsString::from_vec(next()));
     let options = String::from_utf8(next()).map_err(|_| wrong())?;
-    Ok(MountRequest { type_name, source, target, options })
+    Ok(MountRequest { type_name, source, target, options, recursive: true })
 }
 
 /// Which mount serves a path.

@@ -291,6 +291,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         no_exec: false.into(),
         permanent: false,
         alias: None,
+        recursive: true,
         is_owned: false,
         keeps_owners: false,
         of_host: true,

@@ -254,6 +254,7 @@ fn hidden(
         no_exec: false.into(),
         permanent: true,
         alias: None,
+        recursive: true,
         is_owned: false,
         keeps_owners: false,
         of_host: false,

@@ -128,6 +128,7 @@ fn mount(call: &Call<'_>) -> Result<()> {
         source: OsString::from_vec(source),
         target: OsString::from_vec(target),
         options,
+        recursive: flags & libc::MS_BIND == 0 || flags & libc::MS_REC != 0,
     };
     make(call, &request).map_err(|error| {
         let source = request.source.to_string_lossy();
@@ -203,6 +204,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         never_written: made.never_written,
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
+        recursive: request.recursive,
         of_host: made.of_host,
         is_owned,
         keeps_owners: made.keeps_owners,
@@ -504,6 +506,7 @@ fn elsewhere(view: &View, mount: &Mount, target: Vec<u8>) -> Mount {
         no_exec: mount.no_exec.load(Ordering::Relaxed).into(),
         permanent: mount.permanent,
         alias: mount.alias.clone(),
+        recursive: mount.recursive,
         of_host: mount.of_host,
         is_owned: mount.is_owned,
         keeps_owners: mount.keeps_owners,

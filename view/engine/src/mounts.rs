@@ -58,8 +58,10 @@ pub(crate) struct Mount {
     pub(crate) is_owned: bool,
     /// Its tree keeps owners of its own, whatever those of the host are.
     pub(crate) keeps_owners: bool,
-    /// What it shows is this path of the view before, with the mounts that are below there.
+    /// What it shows is this path of the view before.
     pub alias: Option<Vec<u8>>,
+    /// With the mounts of the view that were below there.
+    pub recursive: bool,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.
     pub(crate) of_host: bool,
     /// What it shows of the host is about processes or devices rather than files: looked at under its own path.

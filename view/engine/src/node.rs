@@ -80,7 +80,7 @@ impl Node {
 
     /// A mount below what an alias shows, under a name in this directory.
     pub(crate) fn inner_mount(self: &Arc<Self>, name: &[u8]) -> Option<Arc<Node>> {
-        if self.mount.before.is_empty() {
+        if !self.mount.recursive || self.mount.before.is_empty() {
             return None;
         }
         let mut path = self.shows()?;

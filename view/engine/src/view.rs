@@ -46,6 +46,8 @@ pub struct MountRequest {
     pub target: OsString,
     /// The options, as after `-o`.
     pub options: String,
+    /// Whether a bind shows the mounts below its source, too: `MS_REC`.
+    pub recursive: bool,
 }
 
 /// One view.

@@ -42,15 +42,23 @@ pub struct Upper {
 
 impl Upper {
     /// The layer at a path. `lower`: the layers below it; if not given, those of its record. None at all is an error where they are
-    /// wanted.
-    pub fn open(path: &Path, lower: Option<&[PathBuf]>) -> Result<Self, MountError> {
+    /// wanted. `reach` says where such a layer is to be opened, which may be another path than the one that it goes by.
+    pub fn open(
+        path: &Path,
+        lower: Option<&[PathBuf]>,
+        reach: &dyn Fn(&Path) -> Result<PathBuf, MountError>,
+    ) -> Result<Self, MountError> {
         let place = Place::open(path)?;
         let (prefix, recorded) = read_record(&place)?;
         let names = match lower {
             Some(paths) => paths.to_vec(),
             None => recorded.into_iter().map(PathBuf::from).collect(),
         };
-        let open = |path: &PathBuf| Place::open(path).map_err(|error| named("a layer below", &error));
+        let open = |path: &PathBuf| {
+            let name = std::path::absolute(path).unwrap_or_else(|_| path.clone()).into_os_string();
+            let opened = reach(path).and_then(|at| Place::open(&at));
+            opened.map(|place| Place { name, ..place }).map_err(|error| named("a layer below", &error))
+        };
         let lower = names.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { place, lower, prefix })
     }
