@@ -41,7 +41,7 @@ const LINGER: u32 = 16;
 const CROWDED: Duration = Duration::from_millis(50);
 
 /// How often a worker looks whether requests wait, and how often in a row there must be some: a single client's are seldom more than one
-/// at a time (but the kernel does not wait for the end of all of them).
+/// at a time (but the kernel does not wait for the end of all of them: see [`Callers`]).
 const LOOK_EVERY: u32 = 4;
 const LOOKS: u32 = 8;
 
@@ -330,6 +330,7 @@ fn start_worker(session: &Session<Host>, shared: &Arc<Shared>, crew: Crew) -> st
 fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool {
     let mut served = 0_u32;
     let mut looks = 0;
+    let mut callers = Callers::default();
     let mut near = Near::new(crew.least == 1);
     loop {
         match worker.receive() {
@@ -347,11 +348,13 @@ fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool 
         shared.leave_idle();
         let asked = Asked { caller: worker.caller(), is_large: worker.moves() >= LARGE };
         near.before(&asked, shared.wanted.load(Ordering::Relaxed) > crew.least);
+        callers.note(&asked);
         worker.dispatch();
         served = served.wrapping_add(1);
         let wanted = shared.wanted.load(Ordering::Relaxed);
         if wanted < crew.most && served % LOOK_EVERY == 0 {
-            looks = if worker.is_pending() { looks + 1 } else { 0 };
+            looks =
+                if std::mem::take(&mut callers).may_crowd() && worker.is_pending() { looks + 1 } else { 0 };
             if looks >= LOOKS {
                 looks = 0;
                 shared.want_more();
@@ -361,6 +364,31 @@ fn serve(worker: &mut fuser::Worker<Host>, shared: &Shared, crew: Crew) -> bool 
         if is_spare && shared.park(wanted, crew.most) == Parked::Ends {
             return false;
         }
+    }
+}
+
+/// Who has asked since the last look. What lies there after the requests of one thread is seldom work for a second worker: that thread waits for
+/// one answer at a time, and nobody waits for what the kernel adds on its own account, such as forgetting what was removed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Callers {
+    /// The first that could be seen.
+    first: u32,
+    /// There was another, or much data, which the kernel asks for ahead.
+    others: bool,
+}
+
+impl Callers {
+    fn note(&mut self, request: &Asked) {
+        self.others |= request.is_large;
+        match (self.first, request.caller) {
+            (0, caller) => self.first = caller,
+            (first, caller) => self.others |= caller != 0 && caller != first,
+        }
+    }
+
+    /// Whether what waits may be of others. Callers that cannot be seen may be many.
+    fn may_crowd(self) -> bool {
+        self.others || self.first == 0
     }
 }
 
@@ -541,6 +569,23 @@ mod tests {
         assert!(shared.call());
         assert_eq!(other.join().unwrap(), Parked::GoesOn);
         assert_eq!(shared.idle.load(Ordering::Acquire), 2);
+    }
+
+    /// While a tree was removed, what the kernel forgot passed for a crowd, and a second worker took each other request.
+    #[test]
+    fn requests_of_one_thread_are_no_crowd() {
+        let crowds = |requests: &[(u32, bool)]| {
+            let mut callers = Callers::default();
+            requests.iter().for_each(|(caller, is_large)| {
+                callers.note(&Asked { caller: *caller, is_large: *is_large });
+            });
+            callers.may_crowd()
+        };
+        assert!(!crowds(&[(7, false), (0, false), (7, false), (7, false)]));
+        assert!(!crowds(&[(0, false), (7, false), (0, false), (7, false)]));
+        assert!(crowds(&[(7, false), (0, false), (8, false), (7, false)]));
+        assert!(crowds(&[(7, false), (7, true), (7, false), (7, false)]));
+        assert!(crowds(&[(0, false), (0, false), (0, false), (0, false)]));
     }
 
     #[test]
