@@ -54,6 +54,27 @@ fn an_unlinked_file_stays_readable_and_writable() {
     }
 }
 
+/// What a removed name led to is compared with the node only when somebody asks for that.
+#[test]
+fn a_node_whose_name_others_gave_to_another_file_is_not_that_file_when_the_name_goes() {
+    for removes in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = HostDir::open(dir.path()).unwrap();
+        run(&tree, "write a text; write b more");
+        let nodes = [ino(&tree, "a"), ino(&tree, "b")];
+        fs::write(dir.path().join("other"), "not a").unwrap();
+        fs::rename(dir.path().join("other"), dir.path().join("a")).unwrap();
+        if removes {
+            tree.unlink(Ino::ROOT, name("a")).unwrap();
+        } else {
+            tree.rename(Ino::ROOT, name("b"), Ino::ROOT, name("a"), RenameFlags::default()).unwrap();
+        }
+        assert_eq!(tree.getattr(nodes[0]), Err(Errno::ESTALE));
+        assert!(matches!(tree.open(nodes[0], OpenFlags::READ), Err(Errno::ESTALE)));
+        assert_eq!(tree.getattr(nodes[1]).unwrap().size, 4);
+    }
+}
+
 #[test]
 fn a_removed_directory_takes_no_more_entries() {
     for (kind, tree, _dir) in trees().into_iter().take(2) {

@@ -112,6 +112,7 @@ impl HostDir {
         let mut missing: Vec<(Ino, Place, Identity)> = Vec::new();
         let mut here = ino;
         let mut fd = loop {
+            self.prove(here)?;
             let mut table = self.table.lock();
             if let Some(fd) = table.kept(here) {
                 break fd;
@@ -137,8 +138,19 @@ impl HostDir {
         Ok(fd)
     }
 
+    /// Compares a node with what its last name led to when that was removed. Few nodes are asked for after that, so it is not done before.
+    fn prove(&self, ino: Ino) -> Result<()> {
+        let unproven = self.table.lock().unproven(ino);
+        if let Some((fd, identity)) = unproven {
+            let is_it = self.identity(&stat_fd(&fd)?) == identity;
+            self.table.lock().prove(ino, is_it);
+        }
+        Ok(())
+    }
+
     /// A descriptor of a node, for what works on those of open files too. With `names` held.
     fn any_fd(&self, ino: Ino) -> Result<NodeFd> {
+        self.prove(ino)?;
         if let Some(fd) = self.table.lock().at_hand(ino) {
             return Ok(fd);
         }
@@ -147,6 +159,7 @@ impl HostDir {
 
     /// What a node can be reached by with the fewest system calls. With `names` held.
     fn handle(&self, ino: Ino) -> Result<(Handle, Identity)> {
+        self.prove(ino)?;
         let (place, identity) = {
             let mut table = self.table.lock();
             let identity = table.identity(ino)?;
@@ -247,16 +260,20 @@ impl HostDir {
     fn remove(&self, parent: Ino, name: &OsStr, flags: AtFlags) -> Result<()> {
         let _names = self.names.write();
         let dir = self.fd(parent)?;
-        let kept = self.last_fd(parent, name);
+        let place = Place { parent, name: name.to_owned() };
+        let opened = self.open_last(&dir, &place);
         rustix::fs::unlinkat(&dir, name, flags).map_err(errno)?;
-        self.table.lock().lose(parent, name, kept);
+        self.table.lock().lose(&place, opened);
         Ok(())
     }
 
-    /// A descriptor for the node at a name, if this name is the only one that is known of it.
-    fn last_fd(&self, parent: Ino, name: &OsStr) -> Option<Arc<OwnedFd>> {
-        let ino = self.table.lock().only_at(parent, name)?;
-        self.fd(ino).ok()
+    /// A descriptor of what a name leads to, if a node would have none without that name.
+    fn open_last(&self, dir: &OwnedFd, place: &Place) -> Option<OwnedFd> {
+        if !self.table.lock().hangs_by(place) {
+            return None;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, &*place.name, flags, Mode::empty()).ok()
     }
 }
 
@@ -461,7 +478,8 @@ impl Filesystem for HostDir {
     ) -> Result<()> {
         let _names = self.names.write();
         let (from, to) = (self.fd(parent)?, self.fd(new_parent)?);
-        let replaced = if flags.exchange { None } else { self.last_fd(new_parent, new_name) };
+        let place = Place { parent: new_parent, name: new_name.to_owned() };
+        let replaced = if flags.exchange { None } else { self.open_last(&to, &place) };
         let mut how = HostRename::empty();
         how.set(HostRename::NOREPLACE, flags.no_replace);
         how.set(HostRename::EXCHANGE, flags.exchange);
@@ -472,7 +490,7 @@ impl Filesystem for HostDir {
         if flags.exchange {
             table.exchange((parent, name), (new_parent, new_name));
         } else {
-            table.lose(new_parent, new_name, replaced);
+            table.lose(&place, replaced);
             table.relocate((parent, name), (new_parent, new_name));
         }
         Ok(())

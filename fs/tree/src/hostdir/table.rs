@@ -43,6 +43,8 @@ struct Node {
     fd: Option<Arc<OwnedFd>>,
     /// The descriptor stays: there is no name to open it by again.
     is_pinned: bool,
+    /// The descriptor was not compared with the identity yet, and is not to be used before.
+    is_unproven: bool,
     /// Whether the descriptor was used since the last look at it.
     is_recent: bool,
     listing: Option<Arc<Listing>>,
@@ -192,9 +194,25 @@ impl Table {
 
     /// The descriptor of a node, if there is one.
     pub(super) fn kept(&mut self, ino: Ino) -> Option<Arc<OwnedFd>> {
-        let node = self.nodes.get_mut(&ino)?;
+        let node = self.nodes.get_mut(&ino).filter(|node| !node.is_unproven)?;
         node.is_recent = true;
         node.fd.clone()
+    }
+
+    /// A descriptor that was kept for a node and is still to be compared with its identity.
+    pub(super) fn unproven(&self, ino: Ino) -> Option<(Arc<OwnedFd>, Identity)> {
+        let node = self.nodes.get(&ino).filter(|node| node.is_unproven)?;
+        Some((node.fd.clone()?, node.identity))
+    }
+
+    /// What came of that: a descriptor of something else goes.
+    pub(super) fn prove(&mut self, ino: Ino, is_it: bool) {
+        if let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.is_unproven) {
+            node.is_unproven = false;
+            if !is_it {
+                (node.fd, node.is_pinned) = (None, false);
+            }
+        }
     }
 
     /// Keeps a descriptor, for which another one may go.
@@ -232,21 +250,25 @@ impl Table {
         if let Some(node) = self.nodes.get_mut(&ino).filter(named) {
             node.fd = None;
             node.is_pinned = false;
+            node.is_unproven = false;
         }
     }
 
-    /// The node at a name, if that is the only name known of it.
-    pub(super) fn only_at(&self, parent: Ino, name: &OsStr) -> Option<Ino> {
-        let place = Place { parent, name: name.to_owned() };
-        let ino = self.by_place.get(&place)?;
-        (self.nodes.get(ino)?.places.len() == 1).then_some(*ino)
+    /// Whether a name is the only one that is known of a node without a descriptor.
+    pub(super) fn hangs_by(&self, place: &Place) -> bool {
+        let node = self.by_place.get(place).and_then(|ino| self.nodes.get(ino));
+        node.is_some_and(|node| node.places.len() == 1 && node.fd.is_none())
     }
 
-    /// A name was removed. `kept` is a descriptor of what it led to, if that has no other name.
-    pub(super) fn lose(&mut self, parent: Ino, name: &OsStr, kept: Option<Arc<OwnedFd>>) {
-        let Some(ino) = self.unsettle(&Place { parent, name: name.to_owned() }) else { return };
-        if let Some(fd) = kept {
-            self.pin(ino, fd);
+    /// A name was removed. `opened` is a descriptor of what it led to before, as [`hangs_by`](Self::hangs_by) asks for.
+    pub(super) fn lose(&mut self, place: &Place, opened: Option<OwnedFd>) {
+        let Some(ino) = self.unsettle(place) else { return };
+        if let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.places.is_empty()) {
+            if let (None, Some(opened)) = (&node.fd, opened) {
+                node.fd = Some(Arc::new(opened));
+                node.is_unproven = true;
+            }
+            node.is_pinned = node.fd.is_some();
         }
         self.drop_unused(ino);
     }
@@ -331,6 +353,7 @@ impl Node {
             below: 0,
             fd: None,
             is_pinned: false,
+            is_unproven: false,
             is_recent: false,
             listing: None,
         }
