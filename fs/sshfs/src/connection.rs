@@ -765,6 +765,8 @@ impl Read for Input {
             match nix::unistd::read(&self.input, buf) {
                 Ok(count) => return Ok(count),
                 Err(Errno::EINTR) => {}
+                // The end of a program that had not read all that was sent to it.
+                Err(Errno::ECONNRESET) => return Ok(0),
                 Err(Errno::EAGAIN) => {
                     let mut fds = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
                     let came = poll(

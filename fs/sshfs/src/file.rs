@@ -18,8 +18,8 @@ use crate::content::Content;
 use crate::tree::Inner;
 use crate::wire::{Packet, Status, reply, request};
 
-/// Bytes; how much is asked for at once, if the server gives so much. The kernel's largest request.
-const PIECE: usize = 128 * 1024;
+/// Bytes; how much is asked for at once, if the server gives so much. OpenSSH gives 1 KiB less than 256: whole pages of that.
+const PIECE: usize = 252 * 1024;
 
 /// Bytes; how far before or behind what was expected a read may lie and still follow the last.
 const DISORDER: u64 = 1 << 20;

@@ -1,7 +1,8 @@
 //! The way to the server: a pair of descriptors, and perhaps the program behind them.
 //!
 //! The ordinary one is the user's own `ssh`, with its configuration, agent, known hosts and prompts, which it asks on the terminal
-//! by itself. What it writes to standard error goes to the log line by line, and the last lines into the sentence of a mount that failed:
+//! by itself. It gets a socket for standard input and output: a pipe tells its writer of each page that was read, a socket only when much of
+//! it is free, and pipes may be small where a user has many. What it writes to standard error goes to the log line by line, and the last lines into the sentence of a mount that failed:
 //! the program outlives the command that started it, so it must hold none of that command's descriptors.
 
 use std::collections::VecDeque;
@@ -9,15 +10,18 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 use parking_lot::Mutex;
 
-/// Bytes; what a pipe to `ssh` is asked to hold.
-const PIPE: i32 = 1 << 20;
+/// Bytes; what the way is asked to hold. The system may give less.
+const ROOM: u32 = 1 << 20;
 
 /// How long `ssh` may take to end by itself once its input has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -78,7 +82,7 @@ impl Transport {
             flags
                 .and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
                 .map_err(|errno| format!("the connection cannot be set up: {}", errno.desc()))?;
-            let _ = fcntl(fd, FcntlArg::F_SETPIPE_SZ(PIPE));
+            let _ = fcntl(fd, FcntlArg::F_SETPIPE_SZ(ROOM as i32));
         }
         Ok(Wire { input, output, program })
     }
@@ -100,12 +104,14 @@ impl Program {
     fn start(words: &[OsString]) -> Result<(Self, OwnedFd, OwnedFd), String> {
         let (name, arguments) = words.split_first().ok_or("there is no program to start")?;
         let mut command = Command::new(name);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let shown = name.to_string_lossy();
+        let (ours, theirs) = talk().map_err(|error| format!("{shown} cannot be talked to: {error}"))?;
+        let (input, output) = theirs;
+        command.args(arguments).stdin(input).stdout(output).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("{shown} cannot be started: {error}"))?;
-        let (Some(input), Some(output)) = (child.stdout.take(), child.stdin.take()) else {
-            return Err(format!("{shown} cannot be talked to"));
-        };
+        // Its ends are its own: it is gone when they are closed.
+        drop(command);
+        let (input, output) = ours;
         let said = Arc::new(Mutex::new(VecDeque::new()));
         let heard = said.clone();
         let errors = child.stderr.take();
@@ -113,7 +119,7 @@ impl Program {
             .name("ssh-errors".into())
             .spawn(move || errors.into_iter().for_each(|errors| listen(errors, &heard)))
             .ok();
-        Ok((Self { child, said, listener }, input.into(), output.into()))
+        Ok((Self { child, said, listener }, input, output))
     }
 
     /// Ends the program, and says what it said last.
@@ -148,6 +154,16 @@ impl Drop for Program {
     }
 }
 
+/// A socket to talk to a program: our two descriptors, to read and to write, and the program's.
+fn talk() -> std::io::Result<((OwnedFd, OwnedFd), (OwnedFd, OwnedFd))> {
+    let (ours, theirs) = UnixStream::pair()?;
+    for socket in [&ours, &theirs] {
+        let _ = setsockopt(socket, SndBuf, &(ROOM as usize));
+    }
+    let twice = |socket: UnixStream| Ok::<_, std::io::Error>((socket.try_clone()?.into(), socket.into()));
+    Ok((twice(ours)?, twice(theirs)?))
+}
+
 /// Logs what a program says, and keeps the last lines.
 fn listen(errors: ChildStderr, heard: &Mutex<VecDeque<String>>) {
     let mut errors = BufReader::new(errors);
@@ -165,5 +181,22 @@ fn listen(errors: ChildStderr, heard: &Mutex<VecDeque<String>>) {
             heard.pop_front();
         }
         heard.push_back(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Connection;
+
+    #[test]
+    fn a_program_that_ends_without_reading_is_told_by_what_it_said() {
+        let words = ["sh", "-c", "echo no such host >&2; exit 1"].map(OsString::from).to_vec();
+        let second = Duration::from_secs(5);
+        for _ in 0..5 {
+            let opened = Connection::open(&Transport::Program(words.clone()), second, second, false);
+            let sentence = opened.err().expect("there is no server");
+            assert_eq!(sentence, "the connection ended before the server spoke SFTP: no such host");
+        }
     }
 }
