@@ -47,6 +47,12 @@ for trap in notify trace ptrace; do
         sh -c "until [ -e b/f ]; do sleep .05; done; cat b/f" & mount --bind d b; cat b/f; wait $!; cd b; echo again' 2>&1 | xargs)"
     same "$trap: two first mounts at one time" "hello hello" "$(timeout -k 1 20 "$VEDUTA" run --no-rc -- sh -c '
         mount --bind d b & mount --bind d m & wait; cat b/f m/f' 2>&1 | xargs)"
+    same "$trap: a process may have as many virtual files open as its limit says" "19 EMFILE (20, 40)" "$(in_view python3 -c "
+import errno, os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 40))
+try:
+    while True: last = os.open('m/f', os.O_RDONLY)
+except OSError as error: print(last, errno.errorcode[error.errno], resource.getrlimit(resource.RLIMIT_NOFILE))")"
     check "$trap: explain says so" bash -c '"$@" "$VEDUTA" explain m/f | grep -q "calls are caught by"' _ timeout -k 1 20 "${view[@]}"
     timeout -k 1 20 "${view[@]}" sh -c 'echo $$ $PPID >pids; exec sleep 30' 2>/dev/null &
     for _ in $(seq 100); do [ -s pids ] && break; sleep .05; done

@@ -391,7 +391,7 @@ if [ -u "$su" ] && [ "$(stat -c %u "$su")" != "$(id -u)" ]; then
 fi
 # What stands for virtual files costs the engine descriptors. The last ones are kept for what lasts no longer than a call, so a program that
 # has too many open hears it, and whatever else happens in the view goes on.
-! has python3 || [[ ${VEDUTA_TRAP-} = *trace ]] || same "an engine that may have few descriptors says so when files are opened, and nothing else fails" "ENFILE [0, 0, 0]
+! has python3 || same "an engine that may have few descriptors says so when files are opened, and nothing else fails" "ENFILE [0, 0, 0]
 fine" "$(ulimit -n 256; VEDUTA_PLANE=emulated timeout -k 1 40 "$VEDUTA" run -N --mount "bind:$TMP:$TMP" -- python3 -c "
 import errno, os, subprocess
 os.mkdir('few'); fds = []

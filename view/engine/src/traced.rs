@@ -7,7 +7,7 @@
 //! Inside another view a command may be refused (`the command cannot be run`). A child made with `CLONE_UNTRACED` is not seen, and a debugger cannot attach.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -49,6 +49,10 @@ impl Workers {
             let job = self.jobs.lock().recv();
             let Ok((id, call)) = job else { return };
             let outcome = crate::serve::decide(view, &call);
+            if is_among_last(&outcome) {
+                // To hand it over takes some more, and whoever does that cannot wait for trees.
+                view.stand_ins.relieve();
+            }
             self.idle.fetch_add(1, Ordering::AcqRel);
             if self.answers.send((id, call, outcome)).is_err() {
                 return;
@@ -72,6 +76,18 @@ impl Workers {
             Err(error) => tracing::error!("no thread can be started: {error}"),
         }
     }
+}
+
+/// Whether an answer has a descriptor that is among the last ones which the engine may have: the kernel gives the lowest number that is free.
+fn is_among_last(outcome: &Outcome) -> bool {
+    const LAST: u64 = 16;
+    let number = match outcome {
+        Ok(Answer::Fd { fd, .. } | Answer::Chdir(fd, _)) => Some(fd.as_raw_fd()),
+        Ok(Answer::Exec(plan)) => plan.descriptors().iter().map(AsRawFd::as_raw_fd).max(),
+        _ => None,
+    };
+    let limit = raw::descriptor_limit().map_or(u64::MAX, |limit| limit.most);
+    number.is_some_and(|number| (number as u64).saturating_add(LAST) >= limit)
 }
 
 /// All tasks of a command, traced.

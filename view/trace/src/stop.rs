@@ -235,6 +235,42 @@ impl Drop for Attached {
     }
 }
 
+/// A process may have some descriptors more, as long as this lives.
+struct MoreRoom {
+    process: Pid,
+    before: libc::rlimit,
+}
+
+impl MoreRoom {
+    /// `EMFILE` if that is not allowed.
+    fn new(process: Pid, more: u64) -> Result<Self> {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the structure lives through the call.
+        let got = unsafe {
+            libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before)
+        };
+        Errno::result(got).map_err(|_| Errno::EMFILE)?;
+        let now = before.rlim_cur.saturating_add(more);
+        Self::set(process, libc::rlimit { rlim_cur: now, rlim_max: before.rlim_max.max(now) })?;
+        Ok(Self { process, before })
+    }
+
+    fn set(process: Pid, limit: libc::rlimit) -> Result<()> {
+        // SAFETY: the structure lives through the call.
+        let set = unsafe {
+            libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())
+        };
+        Errno::result(set).map(drop).map_err(|_| Errno::EMFILE)
+    }
+}
+
+impl Drop for MoreRoom {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = Self::set(self.process, self.before);
+    }
+}
+
 enum Event {
     /// The stop that was asked for, or that of a whole group.
     Stop,
@@ -328,13 +364,29 @@ impl Stopped {
 
     /// Gives the task a descriptor, under the lowest number that is free.
     pub fn give(&mut self, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<RawFd> {
+        match self.give_below(fd, close_on_exec, u64::MAX) {
+            // On the way it takes two numbers more.
+            Err(Errno::EMFILE) => {
+                let room = MoreRoom::new(self.leader, 2)?;
+                self.give_below(fd, close_on_exec, room.before.rlim_cur)
+            }
+            done => done,
+        }
+    }
+
+    /// The same; `EMFILE` if the number would not be below `limit`.
+    fn give_below(&mut self, fd: BorrowedFd<'_>, close_on_exec: bool, limit: u64) -> Result<RawFd> {
         let flags = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64;
         let at = self.scratch(256)?;
         self.call(libc::SYS_socketpair as u32, [libc::AF_UNIX as u64, flags, 0, at, 0, 0])?;
         let task = Task(self.tid);
         let pair = task.read_u64(at)?;
         let (lower, upper) = (pair & 0xffff_ffff, pair >> 32);
-        let received = self.receive_through(fd, upper as RawFd, lower, at);
+        let received = if lower < limit {
+            self.receive_through(fd, upper as RawFd, lower, at)
+        } else {
+            Err(Errno::EMFILE)
+        };
         self.call(libc::SYS_close as u32, [upper, 0, 0, 0, 0, 0])?;
         let number = match received {
             Ok(number) => number,
@@ -353,7 +405,11 @@ impl Stopped {
     fn receive_through(&mut self, fd: BorrowedFd<'_>, from: RawFd, to: u64, at: u64) -> Result<u64> {
         use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
         let task = Task(self.tid);
-        let ours = task.descriptor(from)?;
+        let ours = task.descriptor(from).map_err(|errno| match errno {
+            // It is we who have no more, and not the task.
+            Errno::EMFILE => Errno::ENFILE,
+            other => other,
+        })?;
         let fds = [fd.as_raw_fd()];
         let parts = [std::io::IoSlice::new(b"f")];
         sendmsg::<()>(ours.as_raw_fd(), &parts, &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;
