@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -66,8 +66,16 @@ impl Server {
 
     /// Waits until the process is no more. `false`: not yet.
     pub fn wait(&self, patience: Duration) -> bool {
-        let Ok(timeout) = patience.try_into() else { return false };
-        poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&timeout)).is_ok_and(|count| count > 0)
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(timeout) = left.try_into() else { return false };
+            match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&timeout)) {
+                // The process was stopped meanwhile.
+                Err(rustix::io::Errno::INTR) => {}
+                ended => return ended.is_ok_and(|count| count > 0),
+            }
+        }
     }
 
     /// The directories that it has open: where they can be reached, and what they are called. None where it may not be looked at.
