@@ -84,7 +84,7 @@ below() {
     local pid
     for pid in $(pgrep -P "$1"); do below "$pid"; echo "$pid"; done
 }
-trap 'unmount 2>/dev/null; end_sshd; finish' EXIT
+trap 'unmount 2>/dev/null; end_sshd; umount "$srv/full" 2>/dev/null; finish' EXIT
 
 start_sshd() { # on a free port
     local port
@@ -166,6 +166,15 @@ check "several write at once" bash -c "for i in 1 2 3 4; do cp srv/big $m/big\$i
 check "and the server has it all" bash -c 'for i in 1 2 3 4; do cmp srv/big srv/big$i || exit 1; done'
 check "a copy on the server is the same" bash -c "cp $m/big $m/copy && cmp srv/big srv/copy"
 rm srv/big[1-4] srv/copy
+
+# --- A volume of the server that is full, below the root ------------------------------------------------------------------------------
+if [ "$HOW" = root ]; then
+    mkdir srv/full
+    mount -t tmpfs -o size=1M,mode=777 tmpfs srv/full
+    refuse 1 'No space left' "a volume that is full is told as that" dd if=srv/big of="$m/full/x" bs=64k status=none
+    refuse 1 'No space left' "by close too" cp src/dir/large "$m/full/y"
+    umount srv/full
+fi
 
 # --- A server that dies ------------------------------------------------------------------------------------------------------------
 kill_sessions() { for pid in $(sessions); do kill -KILL "$pid" 2>/dev/null; done; : >ssh/pids; }

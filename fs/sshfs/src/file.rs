@@ -333,7 +333,7 @@ impl File for OpenFile {
         self.tree.note_write(self.content.ino, offset + buf.len() as u64);
         self.content
             .write(&place.connection, &place.bytes, buf, offset)
-            .map_err(|errno| self.tree.explain_write(errno))?;
+            .map_err(|errno| self.tree.explain_write(self.content.ino, errno))?;
         self.size.fetch_max(offset + buf.len() as u64, Ordering::Relaxed);
         if !self.tree.settings.write_behind {
             self.flush()?;
@@ -343,13 +343,13 @@ impl File for OpenFile {
 
     fn flush(&self) -> Result<()> {
         let settled = self.content.settle(self.tree.settings.deadline, false);
-        settled.map_err(|errno| self.tree.explain_write(errno))
+        settled.map_err(|errno| self.tree.explain_write(self.content.ino, errno))
     }
 
     /// The server's `fsync`, which writes the attributes too.
     fn sync(&self, _data_only: bool) -> Result<()> {
         let settled = self.content.settle(self.tree.settings.deadline, true);
-        settled.map_err(|errno| self.tree.explain_write(errno))?;
+        settled.map_err(|errno| self.tree.explain_write(self.content.ino, errno))?;
         self.tree.sync_handle(&self.content, &self.handle)
     }
 }

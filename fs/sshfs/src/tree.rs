@@ -704,7 +704,7 @@ impl Filesystem for Tree {
         let mut result = Ok(());
         for content in contents {
             let settled = content.settle(inner.settings.deadline, false);
-            let synced = settled.map_err(|errno| inner.explain_write(errno)).and_then(|()| {
+            let synced = settled.map_err(|errno| inner.explain_write(content.ino, errno)).and_then(|()| {
                 let handle = content.handle(true).filter(|_| content.was_changed());
                 handle.map_or(Ok(()), |handle| inner.sync_handle(&content, &handle))
             });

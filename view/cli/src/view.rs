@@ -127,11 +127,14 @@ fn parse_mount(text: &OsStr) -> Result<MountRequest, Failure> {
     }
     let wrong = || {
         Failure::usage(format!(
-            "--mount takes TYPE:SOURCE:TARGET[:OPTIONS], which {:?} is not",
+            "--mount takes TYPE:SOURCE:TARGET[:OPTIONS], which {:?} is not; a colon within is written \\:, as in \
+             'sshfs:HOST\\:DIR:TARGET'",
             text.to_string_lossy()
         ))
     };
-    if !(3..=4).contains(&parts.len()) || parts[2].is_empty() {
+    // No list of options begins with a slash: that is a target, behind a source with a colon.
+    let is_path = parts.get(3).is_some_and(|options| options.starts_with(b"/"));
+    if !(3..=4).contains(&parts.len()) || parts[2].is_empty() || is_path {
         return Err(wrong());
     }
     let mut parts = parts.into_iter();
@@ -466,6 +469,7 @@ mod tests {
         };
         assert_eq!(parsed("ext2:disk.img:/mnt").unwrap(), ["ext2", "disk.img", "/mnt", ""]);
         assert_eq!(parsed(r"sshfs:host\:/x:/mnt:ro,a=b").unwrap(), ["sshfs", "host:/x", "/mnt", "ro,a=b"]);
+        assert!(parsed("sshfs:host:/x:/mnt").unwrap_err().to_string().contains("HOST\\:DIR"));
         assert!(parsed("ext2:disk.img").is_err() && parsed("a:b:c:d:e").is_err() && parsed("a:b:").is_err());
     }
 }

@@ -261,10 +261,10 @@ impl Inner {
                 let packet = Packet::new(request::FSETSTAT).string(&place.bytes).attrs(attrs);
                 content
                     .change_behind(&place.connection, packet)
-                    .map_err(|errno| self.explain_write(errno))?;
+                    .map_err(|errno| self.explain_write(ino, errno))?;
                 return self.predict(ino, content, attrs, before);
             }
-            content.settle(self.settings.deadline, false).map_err(|errno| self.explain_write(errno))?;
+            content.settle(self.settings.deadline, false).map_err(|errno| self.explain_write(ino, errno))?;
         } else if let Some(content) = content {
             content.drain(self.settings.deadline)?;
         }
@@ -322,7 +322,7 @@ impl Inner {
                 // Who may not change what others own is told so in this way.
                 let errno = if errno == Errno::EACCES && attrs.size.is_none() { Errno::EPERM } else { errno };
                 Err(if errno == Errno::EIO && attrs.size.is_some() {
-                    self.explain_write(errno)
+                    self.explain_write(ino, errno)
                 } else {
                     errno
                 })
@@ -373,7 +373,9 @@ impl Inner {
             return Err(Errno::EOPNOTSUPP);
         };
         for content in [&source, &target] {
-            content.settle(self.settings.deadline, false).map_err(|errno| self.explain_write(errno))?;
+            content
+                .settle(self.settings.deadline, false)
+                .map_err(|errno| self.explain_write(content.ino, errno))?;
         }
         let (read, write) = (self.live(&source, &reader)?, self.live(&target, &writer)?);
         let connection = &read.connection;
@@ -399,7 +401,7 @@ impl Inner {
         self.note_write(to.0, end);
         match result {
             Ok(()) => Ok(len),
-            Err(errno) => Err(self.explain_write(errno)),
+            Err(errno) => Err(self.explain_write(to.0, errno)),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use veduta_api::{Errno, Kind, Result, StatFs};
+use veduta_api::{Errno, Ino, Kind, Result, StatFs};
 
 use super::Inner;
 use crate::connection::Connection;
@@ -53,9 +53,12 @@ impl Inner {
         }
     }
 
-    /// An error of a write that was put off, made more exact.
-    pub(crate) fn explain_write(&self, errno: Errno) -> Errno {
-        if errno == Errno::EIO { self.why_not(&self.base) } else { errno }
+    /// An error of a write that was put off, made more exact. The file may lie on another volume than the root.
+    pub(crate) fn explain_write(&self, ino: Ino, errno: Errno) -> Errno {
+        if errno != Errno::EIO {
+            return errno;
+        }
+        self.why_not(&self.path(ino).unwrap_or_else(|_| self.base.clone()))
     }
 
     /// A name could not be made. `above` is its directory.
