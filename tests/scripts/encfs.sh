@@ -176,6 +176,27 @@ else
     without encfs
 fi
 
+# Volumes of old programs, made by a program that shares nothing with ours.
+kinds=(5)
+[ "$HOW" = root ] && kinds+=(4 5-blowfish 5-stream)
+rm -rf "$c"
+for kind in "${kinds[@]}"; do
+    check "a volume of version $kind is made" "$(dirname "$fsx")/encfs_old.py" "$kind" "$c"
+    check "$kind: its fsck finds nothing" "$VEDUTA" encfs fsck --passfile pw "$c"
+    refuse 32 'password is wrong' "$kind: a wrong password is called so" "$VEDUTA" encfs fsck --passfile pw2 "$c"
+    check "$kind: is mounted" ours
+    check "$kind: holds what it should" diff -r --no-dereference "$c.plain" "$m"
+    refuse 1 'Read-only' "$kind: and is not changed" touch "$m/new"
+    unmount
+    settled
+    if original encfs; then
+        check "$kind: encfs mounts it" theirs
+        check "$kind: and sees the same" diff -r --no-dereference "$c.plain" "$m"
+        unmount
+    fi
+    rm -rf "$c" "$c.plain"
+done
+
 # S31 as it was written: the family's names and options, and the password asked for on the terminal.
 rm -rf "$c" && mkdir "$c"
 check "a volume for S31" "$VEDUTA" encfs init --passfile pw --scrypt-cost 10 "$c"
