@@ -128,7 +128,8 @@ impl World for ViewWorld<'_> {
     fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
         let SecretSource::File(path) = source else {
             return Err(MountError::unsupported(
-                "in a view no program is run for a password; a file can hold it",
+                "in a view no program is run for a password: without extpass it is asked for on the terminal, and with \
+                 passfile=FILE it is read from a file, such as (umask 077; COMMAND >FILE) makes one",
             ));
         };
         match self.place(path)? {
