@@ -98,10 +98,17 @@ impl Volume {
                 return Ok(Self { inner, config, reverse });
             }
         }
-        Err(MountError::wrong_type(format!(
-            "it is no encrypted directory: it has no {name}{} (`veduta encfs init` makes one)",
-            if reverse { "" } else { ", and no .encfs6.xml" }
-        )))
+        let one_of_the_other_kind =
+            if reverse { gocryptfs::config::NAME } else { gocryptfs::config::REVERSE_NAME };
+        let advice = match (reverse, read(one_of_the_other_kind)) {
+            (false, Ok(Some(_))) => {
+                "but a .gocryptfs.reverse.conf: its files are plain, and `reverse` shows them encrypted"
+            }
+            (true, Ok(Some(_))) => "but a gocryptfs.conf: without `reverse` it is shown in plain",
+            (false, _) => "and no .encfs6.xml; `veduta encfs init` makes one",
+            (true, _) => "`veduta encfs init --reverse` makes one",
+        };
+        Err(MountError::wrong_type(format!("it is no encrypted directory: it has no {name}, {advice}")))
     }
 
     fn unlock(&self, world: &dyn World, secrets: &Secrets) -> Result<Key, MountError> {

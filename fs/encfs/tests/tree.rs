@@ -466,6 +466,25 @@ fn a_corrupt_block_is_an_error_by_itself_and_is_named() {
     }
 }
 
+/// Somebody who forgot the word, or gave it where it does not belong, was told to make a volume.
+#[test]
+fn a_directory_of_the_other_direction_is_told_from_one_without_a_volume() {
+    for (reverse, other) in
+        [(false, ".gocryptfs.reverse.conf: its files are plain"), (true, "gocryptfs.conf: without")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |reverse| Volume::find(inner(dir.path()), reverse).err().unwrap().message;
+        assert!(message(reverse).contains("veduta encfs init"), "{}", message(reverse));
+        let cipher = if reverse { Cipher::AesGcm } else { Cipher::AesSiv };
+        let format = Format { cipher, names: ENCRYPTED, hkdf: true };
+        let new = NewVolume::Gocryptfs { format, log_n: 10, reverse: !reverse };
+        volume::init(&inner(dir.path()), new, &Asked(b"pass"), &Secrets::default(), None).unwrap();
+        assert!(message(reverse).contains(other), "{}", message(reverse));
+        assert!(!message(reverse).contains("init"), "{}", message(reverse));
+        assert!(Volume::find(inner(dir.path()), !reverse).is_ok());
+    }
+}
+
 #[test]
 fn a_wrong_password_is_not_called_damage() {
     for volume in [gocryptfs(Cipher::AesGcm, ENCRYPTED), encfs(v1::Format::STANDARD)] {
