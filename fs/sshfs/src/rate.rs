@@ -2,7 +2,8 @@
 //!
 //! Two figures are kept, both from replies alone: the shortest time that any reply has taken lately, and the largest rate at which data
 //! went through, counted from the sending of a request to its reply. Their product is what the way to the server holds;
-//! twice that under way keeps it full, and lets the rate show if it can be more.
+//! twice that under way keeps it full, and lets the rate show if it can be more. A near server that carries much gets more than that: the
+//! programs on the way hold buffers of their own, and each that runs empty is a process that sleeps and has to be woken.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,12 @@ const LEAST: u64 = 1 << 20;
 
 /// Bytes; under way at most. SSH itself lets 2 MiB through unacknowledged on a channel.
 const MOST: u64 = 16 << 20;
+
+/// What a near server carries in this time may be under way, up to [`NEAR`]: not more, so that other requests wait no longer behind it.
+const NEAR_TIME: Duration = Duration::from_millis(25);
+
+/// Bytes; twice what SSH lets through unacknowledged, so that neither end of it runs empty.
+const NEAR: u64 = 4 << 20;
 
 /// How long a figure counts before a worse one may replace it.
 const MEMORY: Duration = Duration::from_secs(10);
@@ -88,9 +95,13 @@ impl Rate {
     /// Bytes that should be under way.
     pub(crate) fn window(&self) -> usize {
         let figures = self.0.lock();
-        let micros = figures.round_trip.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        let held = figures.throughput.saturating_mul(micros) / 1_000_000;
-        usize::try_from(held.saturating_mul(2).clamp(LEAST, MOST)).unwrap_or(usize::MAX)
+        let carried = |time: Duration| {
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            figures.throughput.saturating_mul(micros) / 1_000_000
+        };
+        let held = figures.round_trip.map_or(0, carried);
+        let near = carried(NEAR_TIME).min(NEAR);
+        usize::try_from(held.saturating_mul(2).max(near).clamp(LEAST, MOST)).unwrap_or(usize::MAX)
     }
 }
 
@@ -105,6 +116,10 @@ mod tests {
         rate.replied(sent(1), 0);
         rate.replied(sent(100), 1 << 20);
         assert_eq!(rate.window() as u64, LEAST);
+        let fast = Rate::new();
+        fast.replied(sent(10), 0);
+        fast.replied(sent(10), 2 << 20);
+        assert_eq!(fast.window() as u64, NEAR);
         let far = Rate::new();
         far.replied(sent(200), 0);
         far.replied(sent(300), 8 << 20);
