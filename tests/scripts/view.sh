@@ -417,7 +417,7 @@ else
     check "B7: strace -f inside a view" bash -c "$(declare -f traced)"'; traced | grep -q ciao && grep -q exited st'
 fi
 
-# With programs of the host, and with those that a bind shows, which the engine could not have them run for being traced.
+# With programs of the host, with those that a bind shows, and with those of an image, which the engine cannot have run by changing registers.
 if [[ ${VEDUTA_TRAP-} != *trace ]] && has gcc gdb; then
     gcc -g -O0 -o debugged -x c - <<'END'
 #include <stdio.h>
@@ -430,11 +430,23 @@ int main(int argc, char **argv) {
     return sum;
 }
 END
-    debug() { "$@" gdb -nx -q -batch -ex 'set debuginfod enabled off' -ex 'break twice if number == 1' -ex 'run one' -ex backtrace -ex 'print number' -ex finish -ex 'info sharedlibrary' -ex continue ./debugged 2>&1 | sed 's/0x[0-9a-f]*/ADDRESS/g; s/process [0-9]*/process/'; }
-    native=$(debug timeout -k 1 30)
+    debug() { "${@:2}" gdb -nx -q -batch -ex 'set debuginfod enabled off' -ex 'break twice if number == 1' -ex 'run one' -ex backtrace -ex 'print number' -ex finish -ex 'info sharedlibrary' -ex continue "$1" 2>&1 | sed 's/0x[0-9a-f]*/ADDRESS/g; s/process [0-9]*/process/'; }
+    native=$(debug ./debugged timeout -k 1 30)
     check "gdb does what is asked natively" grep -q 'Value returned is .2 = 2' <<<"$native"
-    same "S65: gdb in a view: break, run, backtrace, print, finish" "${native/not greeted/greeted}" "$(debug view --mount "ext2:$TMP/ext4.img:$TMP/m" --)"
-    same "S65: gdb where everything is bound over itself" "$native" "$(debug view --mount bind:/:/ --)"
+    same "S65: gdb in a view: break, run, backtrace, print, finish" "${native/not greeted/greeted}" "$(debug ./debugged view --mount "ext2:$TMP/ext4.img:$TMP/m" --)"
+    view --mount "ext2:$TMP/ext4.img:$TMP/m" -- cp debugged "$(type -P true)" m/
+    same "S65: gdb with a program of an image" "$(sed "s,$TMP/debugged,$TMP/m/debugged," <<<"${native/not greeted/greeted}")" "$(debug m/debugged view --mount "ext2:$TMP/ext4.img:$TMP/m" --)"
+    if has strace; then
+        same "S65: strace with a program of an image, by a short path and by a long one, and of children" "exited with 6
+exited with 0
+exited with 6
+0
+6 one two $TMP/m/debugged" "$(view --mount "ext2:$TMP/ext4.img:$TMP/m" -- bash -c 'strace -o st -e trace=none m/debugged >out; grep -o "exited with [0-9]*" st; cd m; strace -o ../st -e trace=none ./true; grep -o "exited with [0-9]*" ../st
+            cd ..; strace -o st -e trace=none "$TMP/m/debugged" >out; grep -o "exited with [0-9]*" st; strace -f -qq -o st make -s -f /dev/stdin <<<"all:; @m/bin/true one; $TMP/m/true two"; echo $?
+            strace -f -qq -o st -e trace=execve python3 -c "import subprocess, sys; sys.exit(subprocess.run([sys.argv[1], sys.argv[2]], executable=sys.argv[1]).returncode)" "$TMP/m/debugged" "one two" >out; echo $? one two $(grep -o "$TMP/m/debugged" st | tail -n 1)' 2>&1)"
+    fi
+    view --mount "ext2:$TMP/ext4.img:$TMP/m" -- rm m/debugged m/true
+    same "S65: gdb where everything is bound over itself" "$native" "$(debug ./debugged view --mount bind:/:/ --)"
     ! has strace || same "strace where everything is bound over itself" "+++ exited with 6 +++" "$(view --mount bind:/:/ -- strace -e trace=none ./debugged 2>&1 | tail -n 1)"
 fi
 same "a mount is moved with those that are in it" "bin dir greetings link lost+found deep lost+found

@@ -586,7 +586,7 @@ pub(crate) struct Types {
 /// `veduta run`.
 #[derive(Args)]
 pub(crate) struct Run {
-    /// Mount this before the command starts: TYPE:SOURCE:TARGET[:OPTIONS], a colon within written `\\:`
+    /// Mount this before the command starts: TYPE:SOURCE:TARGET[:OPTIONS], a colon within written `\:`
     ///
     /// TYPE is one of `veduta types`, `auto`, or `bind`, which shows a file or a directory in another place. May be given
     /// several times; each sees those before it.

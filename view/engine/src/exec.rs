@@ -24,6 +24,7 @@ use veduta_trace::{Notification, Stopped, Task, raw};
 
 use crate::call::{Answer, Call, Outcome, Target};
 use crate::identity::EXECUTE;
+use crate::inplace::Changed;
 use crate::mounts::shown;
 use crate::node::{Node, guarded};
 use crate::standin::{StandIn, errno};
@@ -276,6 +277,30 @@ impl Plan {
         HostFile::from(program.try_clone().map_err(errno)?).write_all_at(&path, *at).map_err(errno)
     }
 
+    /// The path by which the kernel finds the program.
+    fn path(&self, numbers: &[RawFd]) -> Result<CString> {
+        match &self.program {
+            Image::Path(path) => Ok(path.clone()),
+            Image::Descriptor(_) => {
+                let number = numbers.first().ok_or(Errno::EBADF)?;
+                CString::new(format!("/proc/self/fd/{number}")).map_err(|_| Errno::EINVAL)
+            }
+        }
+    }
+
+    /// Has a task that waits at its `execve`, and whose registers are somebody else's, run the program when the call goes on.
+    pub(crate) fn put_in_place(&self, notification: &Notification, numbers: &[RawFd]) -> Result<Changed> {
+        if self.start.front.is_some() {
+            return Err(Errno::EPERM);
+        }
+        let path = self.path(numbers)?;
+        // The same in fewer bytes, where it is there.
+        let short = path.as_bytes().strip_prefix(b"/proc/self/fd").map(|rest| [b"/dev/fd", rest].concat());
+        let has_short = || std::fs::read_link("/dev/fd").is_ok_and(|to| to == Path::new("/proc/self/fd"));
+        let path = short.filter(|_| has_short()).unwrap_or_else(|| path.into_bytes());
+        Changed::new(notification, &path)
+    }
+
     /// Runs the program in a task that stands at its `execve`. `Ok(false)`: the call failed, and the task will see how.
     pub(crate) fn run(
         &self,
@@ -284,13 +309,7 @@ impl Plan {
         numbers: &[RawFd],
     ) -> Result<bool> {
         let task = Task(notification.tid);
-        let program = match &self.program {
-            Image::Path(path) => path.clone(),
-            Image::Descriptor(_) => {
-                let number = numbers.first().ok_or(Errno::EBADF)?;
-                CString::new(format!("/proc/self/fd/{number}")).map_err(|_| Errno::EINVAL)?
-            }
-        };
+        let program = self.path(numbers)?;
         let mut memory = Layout::default();
         let program = memory.text(&program);
         let mut argv = None;
@@ -339,7 +358,7 @@ impl Layout {
 }
 
 /// The pointers of an argument list, without the null at its end.
-fn pointers(task: Task, mut address: u64) -> Result<Vec<u64>> {
+pub(crate) fn pointers(task: Task, mut address: u64) -> Result<Vec<u64>> {
     // What the kernel takes: MAX_ARG_STRINGS is far beyond what fits in memory for arguments.
     const MOST: usize = 1 << 20;
     let mut found = Vec::new();

@@ -14,7 +14,7 @@
 //!
 //! A view is a convenience, not a jail: a call that is left to the kernel has its path read again there. Processes that the
 //! kernel's `chroot(2)` has moved see the view through their new root only as far as the kernel shows it.
-//! `execve` of virtual programs by a process that a debugger traces is refused.
+//! `execve` of virtual scripts by a process that a debugger traces is refused (see `inplace.rs`).
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +32,7 @@ mod grow;
 mod host;
 mod identity;
 mod inotify;
+mod inplace;
 mod known;
 mod loops;
 mod mounting;

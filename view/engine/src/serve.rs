@@ -238,7 +238,8 @@ impl Source {
 
     fn exec(&self, view: &Arc<View>, notification: &Notification, plan: &crate::exec::Plan) -> Result<()> {
         // What a debugger traces cannot be attached too; and a growing view waits for the debugger, which waits for this call.
-        if crate::grow::is_traced_by_others(notification.tid) && plan.is_the_hosts(notification.tid) {
+        let is_traced = crate::grow::is_traced_by_others(notification.tid);
+        if is_traced && plan.is_the_hosts(notification.tid) {
             return self.with(|listener| listener.go_on(notification.id));
         }
         let mut numbers = Vec::new();
@@ -246,6 +247,13 @@ impl Source {
             numbers.push(self.with(|listener| listener.install(notification.id, fd, true))?);
         }
         plan.settle(&numbers)?;
+        if is_traced {
+            let changed = plan.put_in_place(notification, &numbers)?;
+            stand_aside();
+            let gone_on = self.with(|listener| listener.go_on(notification.id));
+            changed.wait();
+            return gone_on;
+        }
         let _stopping = view.stopping.read();
         let attached = attach(notification.tid)?;
         self.fail(notification.id, RESTART)?;
