@@ -67,6 +67,18 @@ kill -KILL $pid
 wait $pid 2>/dev/null
 check "a server that is killed leaves no stale mount" until_true 10 not_mounted "$m"
 
+# --- a server that does not answer ---
+for how in "" -l; do
+    "$BIN/umfusetmpfs" none "$m" -f & server=$!
+    until_true 10 mountpoint -q "$m"
+    kill -STOP $server
+    # shellcheck disable=SC2086 # no word, or one
+    check "umount${how:+ }$how does not wait for a server that does not answer" timeout -k 1 20 "$VEDUTA" umount $how "$m"
+    kill -CONT $server
+    wait $server
+    check "and the mount is gone" not_mounted "$m"
+done
+
 # --- busy ---
 "$VEDUTA" mount -o ro "$img" "$m"
 (cd "$m" && sleep 60) &

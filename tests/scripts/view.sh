@@ -56,6 +56,9 @@ else same "the plane fuse is refused with its name" 0 "$(grep -q 'VEDUTA_PLANE=f
 # --- the view itself: the same on every plane ---
 same "S1: the exit status of a view is the command's" "status 3" "$(in_view 'exit 3')"
 refuse 127 'not found' "S1: a command that does not exist" env PATH=/usr/bin:/bin timeout -k 1 30 "$VEDUTA" run -N -- no-such-command
+refuse 125 "unexpected argument '--no-such'" "an option that there is not" "$VEDUTA" run -N --no-such -- true
+refuse 125 'takes TYPE:SOURCE:TARGET' "a mount that is written wrong" "$VEDUTA" run -N --mount nonsense -- true
+same "options of the command are its own" "-N -l" "$(timeout -k 1 30 "$VEDUTA" run -N echo -N -l)"
 same "S1: a shell's view is the host's" "$(ls /)" "$(umvu -N ls /)"
 check "S1: vuname -P marks the prompt" umvu -N bash -c '[[ $(vuname -P) == "["*"]" ]]'
 check "S1: vu_lsmod lists what is built in" bash -c 'umvu -N vu_lsmod | grep -q ^ext2:'

@@ -1,17 +1,19 @@
 //! unsafe: fork and close_range. Processes: going to the background once the mount answers, and a guardian that cleans up behind a server that was killed.
 //!
-//! Both fork, so both happen before the program starts a thread. What the forked processes do is ordinary Rust.
+//! All fork, so all happen before the program starts a thread. What the forked processes do is ordinary Rust.
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 
 use crate::mount::MountPoint;
@@ -143,6 +145,39 @@ fn guard(read: OwnedFd) {
         let _ = point.unmount(true);
     }
 }
+
+/// Does what may never end in a process of its own, which is killed when it has written nothing after that long. What it wrote; empty if it
+/// ended without a word. Call it while there are no other threads.
+pub(crate) fn apart(work: impl FnOnce(&mut File), patience: Duration) -> Option<Vec<u8>> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).ok()?;
+    // SAFETY: the caller has no other thread, so no lock is held by one that the child would miss.
+    let child = match unsafe { fork() }.ok()? {
+        ForkResult::Child => {
+            drop(read);
+            work(&mut File::from(write));
+            // SAFETY: ends the process. What its parent has buffered is the parent's to write.
+            unsafe { nix::libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(write);
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    let came = poll(&mut [PollFd::new(read.as_fd(), PollFlags::POLLIN)], timeout);
+    let mut said = Vec::new();
+    let told = if matches!(came, Ok(1)) { File::from(read).read_to_end(&mut said).ok() } else { None };
+    let _ = kill(child, Signal::SIGKILL);
+    // It is gone at once, unless the server was at its request.
+    for _ in 0..LAST_LOOKS {
+        if waitpid(child, Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    told.map(|_| said)
+}
+
+/// How often a process is looked after that was killed.
+const LAST_LOOKS: u32 = 20;
 
 /// Closes every descriptor beyond the standard ones, except `kept`.
 fn close_all_but(kept: &OwnedFd) {

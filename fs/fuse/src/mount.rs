@@ -144,7 +144,8 @@ pub struct MountPoint {
 /// no attributes.
 fn whole(path: &Path) -> io::Result<PathBuf> {
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if !path.is_symlink() => {
+        // Attributes would be asked of the server, which may not answer.
+        (Some(parent), Some(name)) if path.read_link().is_err() => {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             Ok(parent.canonicalize()?.join(name))
         }

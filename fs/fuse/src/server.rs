@@ -2,14 +2,18 @@
 //!
 //! With that, whoever unmounts can wait until everything is written, and look at what a mount covers, of which the server has a descriptor.
 
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::daemon::apart;
 use crate::mountinfo::{self, MountLine};
 
 /// Reading one of `security.` needs no permission for the node.
@@ -38,19 +42,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Who serves the mount whose root a path leads to. `None`: a mount of others, or one that does not answer.
+    /// Who serves the mount whose root a path leads to. `None`: a mount of others, or one that does not answer. Call it while there are no
+    /// other threads.
     pub fn of(root: &Path) -> Option<Self> {
-        let root = root.to_owned();
-        let (send, answer) = mpsc::channel();
-        // It may never answer.
-        std::thread::Builder::new()
-            .spawn(move || {
-                let mut buffer = [0; LONGEST];
-                let asked = rustix::fs::getxattr(&root, NAME, &mut buffer[..]);
-                let _ = send.send(asked.ok().and_then(|len| parse(buffer.get(..len)?)));
-            })
-            .ok()?;
-        let (pid, its_namespace) = answer.recv_timeout(PATIENCE).ok()??;
+        let root = CString::new(root.as_os_str().as_bytes()).ok()?;
+        // It may never answer, and who waits in a mount keeps it busy.
+        let ask = |answer: &mut File| {
+            let mut buffer = [0; LONGEST];
+            if let Ok(len) = rustix::fs::getxattr(root.as_c_str(), NAME, &mut buffer[..]) {
+                let _ = answer.write_all(buffer.get(..len).unwrap_or_default());
+            }
+        };
+        let (pid, its_namespace) = parse(&apart(ask, PATIENCE)?)?;
         if its_namespace != namespace()? {
             return None;
         }

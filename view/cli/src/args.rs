@@ -623,7 +623,7 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) root: bool,
     /// The command, and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }
 /// Which upper layer, over which others.

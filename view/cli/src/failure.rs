@@ -47,6 +47,11 @@ impl Failure {
         Self { status: 2, message: format!("{path}: {}", sentence(errno)) }
     }
 
+    /// The same with another exit status.
+    pub(crate) fn with(self, status: u8) -> Self {
+        Self { status, ..self }
+    }
+
     /// The exit status.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status)

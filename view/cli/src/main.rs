@@ -46,7 +46,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no failures; a closed pipe behind them is nobody's business.
             let _ = error.print();
-            return ExitCode::from(u8::from(error.use_stderr()));
+            let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            let status = if is_run { view::NOT_STARTED } else { 1 };
+            return ExitCode::from(if error.use_stderr() { status } else { 0 });
         }
     };
     match run(&cli.command) {
@@ -65,7 +67,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Mount(args) => return mount::run(args),
         Command::Umount(args) => mount::umount(args)?,
-        Command::Run(args) => return view::run(args),
+        Command::Run(args) => return view::run(args).map_err(|failure| failure.with(view::NOT_STARTED)),
         Command::Explain { paths } => view::explain(paths)?,
         Command::Syscalls { json } => view::syscalls(*json)?,
         Command::Trace { what } => view::trace(what)?,

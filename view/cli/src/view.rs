@@ -37,6 +37,9 @@ impl Catalogue for Types {
     }
 }
 
+/// The exit status of a view that could not be started, as of env(1) and its like.
+pub(crate) const NOT_STARTED: u8 = 125;
+
 /// Runs a command in a view.
 pub(crate) fn run(args: &args::Run) -> Result<ExitCode, Failure> {
     let mut mounts = match &args.cow {

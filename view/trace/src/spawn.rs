@@ -274,23 +274,27 @@ fn reset() {
 
 /// For a child: becomes the program.
 fn load(command: &Command, arguments: &[*const libc::c_char]) -> ! {
-    let (mut status, mut message) = (127, b"veduta: the command was not found\n".as_slice());
+    let (mut status, mut message) = (127, b": the command was not found\n".as_slice());
     for candidate in &command.candidates {
         // SAFETY: the arrays end in null pointers and live until the program is replaced.
         unsafe { libc::execve(candidate.as_ptr(), arguments.as_ptr(), environ) };
         match Errno::last() {
             Errno::ENOENT | Errno::ENOTDIR => {}
             Errno::EACCES => {
-                (status, message) = (126, b"veduta: the command may not be run\n");
+                (status, message) = (126, b": the command may not be run\n");
             }
             _ => {
-                (status, message) = (126, b"veduta: the command cannot be run\n");
+                (status, message) = (126, b": the command cannot be run\n");
                 break;
             }
         }
     }
-    // SAFETY: the bytes are static.
-    unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+    let part =
+        |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let name = command.arguments.first().map_or(b"".as_slice(), |name| name.to_bytes());
+    let parts = [part(b"veduta: "), part(name), part(message)];
+    // SAFETY: the bytes are the command's, or static, and only read.
+    unsafe { libc::writev(2, parts.as_ptr(), 3) };
     exit(status)
 }
 
