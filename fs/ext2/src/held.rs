@@ -1,7 +1,7 @@
 //! Content that is held back: what was appended to a file, and has no blocks yet.
 //!
 //! Who writes in small steps would get blocks in small steps. So what is added at the end of a file waits in memory, and gets its
-//! blocks all at once: when the file is brought to the disk or closed, before each commit by the clock, when it has become long, or when
+//! blocks all at once: when the file is brought to the disk or somebody who may write closes it, before each commit by the clock, when it has become long, or when
 //! anything but reading and adding is done with the file. Large writes do not wait: whoever sends them has gathered already.
 //!
 //! Room is promised when content is accepted, for the most blocks that it can need with all that leads to them, and nobody else gets what is

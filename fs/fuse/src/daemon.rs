@@ -146,6 +146,9 @@ fn guard(read: OwnedFd) {
     }
 }
 
+/// How often a process is looked after that was killed.
+const LAST_LOOKS: u32 = 20;
+
 /// Does what may never end in a process of its own, which is killed when it has written nothing after that long. What it wrote; empty if it
 /// ended without a word. Call it while there are no other threads.
 pub(crate) fn apart(work: impl FnOnce(&mut File), patience: Duration) -> Option<Vec<u8>> {
@@ -175,9 +178,6 @@ pub(crate) fn apart(work: impl FnOnce(&mut File), patience: Duration) -> Option<
     }
     told.map(|_| said)
 }
-
-/// How often a process is looked after that was killed.
-const LAST_LOOKS: u32 = 20;
 
 /// Closes every descriptor beyond the standard ones, except `kept`.
 fn close_all_but(kept: &OwnedFd) {

@@ -63,7 +63,8 @@ pub enum Caching {
     /// Nothing ever changes: everything may be remembered for ever.
     Immutable,
     /// Changes come only through this object: everything may be remembered, and writes may be held back
-    /// until a `sync`.
+    /// until a `sync`. Attributes of a file may change by themselves (its blocks, as content gets its place) as long as a [`File`] of it
+    /// that was opened for writing lives, and at no other time.
     Exclusive,
     /// Others change it too: names and attributes may be remembered this long, content while it is open.
     Shared(Duration),
