@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use common::{PathHost, ino, me, new_node, run, times, trees};
 use veduta_api::{
-    Allocate, Attr, Caching, Errno, Facts, Filesystem, Ino, Kind, NewNode, OpenFlags, Perm, RenameFlags,
-    Result, Seek, SetAttr, Timestamp,
+    Allocate, Attr, Caching, Differences, Errno, Facts, Filesystem, Ino, Kind, NewNode, OpenFlags, Perm,
+    RenameFlags, Result, Seek, SetAttr, Timestamp,
 };
 use veduta_tree::hostdir::HostDir;
 use veduta_tree::memory::{Builder, Data, Memory, Setup, Source};
@@ -434,4 +434,34 @@ fn a_subtree_of_paths_moves_with_its_numbers() {
     assert_eq!(read_all(&tree, two, 10).unwrap(), b"two");
     assert_eq!(fs::read(dir.path().join("a/b/b/c")).unwrap(), b"two");
     assert_eq!(ino(&tree, "a/b/b/c"), two);
+}
+
+struct Nothing;
+
+impl Differences for Nothing {
+    fn object(&self, _: u64, _: u64) {
+        panic!("a directory of the host is what it is");
+    }
+    fn name(&self, _: &OsStr) {
+        panic!("a directory of the host is what it is");
+    }
+    fn all(&self) {
+        panic!("a directory of the host is what it is");
+    }
+}
+
+#[test]
+fn a_directory_of_the_host_says_which_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().canonicalize().unwrap().join("real");
+    fs::create_dir(&real).unwrap();
+    symlink(&real, dir.path().join("link")).unwrap();
+    let nothing: Arc<dyn Differences> = Arc::new(Nothing);
+    let tree = HostDir::open(&dir.path().join("link")).unwrap();
+    assert_eq!(tree.shows(Arc::downgrade(&nothing)), Some(real.clone()));
+    let moved = real.with_file_name("moved");
+    fs::rename(&real, &moved).unwrap();
+    assert_eq!(tree.shows(Arc::downgrade(&nothing)), Some(moved.clone()));
+    fs::remove_dir(&moved).unwrap();
+    assert_eq!(tree.shows(Arc::downgrade(&nothing)), None, "it has no path any more");
 }

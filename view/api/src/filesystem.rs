@@ -14,7 +14,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::{Attr, Errno, File, Ino, Kind, NewNode, OpenFlags, Result, SetAttr, StatFs};
@@ -143,6 +144,21 @@ pub enum XattrMode {
     Replace,
 }
 
+/// Hears in what a tree differs from the directory of the host that it [shows](Filesystem::shows). Told under locks of the tree, so it is quick
+/// and calls nothing of it. What was told once holds for ever.
+pub trait Differences: Send + Sync {
+    /// What is on the host under this device and inode number is not (only) what the tree shows in its place: it was removed, hidden, or has a copy. A
+    /// directory that is told so may list other names and have other attributes; what its names lead to is not said by that.
+    fn object(&self, device: u64, ino: u64);
+
+    /// What is at this path, and everything below, may be something else than on the host. The path starts at the tree's root and has no
+    /// slash at its ends, and no links in it.
+    fn name(&self, path: &OsStr);
+
+    /// All may differ: there is too much of it, or it cannot be told piece by piece.
+    fn all(&self);
+}
+
 /// The driver's side of a tree. See the head of this file, and of the crate.
 ///
 /// A node that a call names is one that the tree has told of and that has references. Still, a corrupt
@@ -187,6 +203,16 @@ pub trait Filesystem: Send + Sync {
     fn readlink(&self, ino: Ino) -> Result<OsString> {
         let _ = ino;
         Err(Errno::EINVAL)
+    }
+
+    /// The directory of the host that this tree shows as it is, if it does, as a canonical path: with the same names, kinds, device and inode numbers, attributes,
+    /// targets of links and contents, but for what it tells `differences` of. Before this returns it tells what differs already; later, what a
+    /// change is about to make different, before the change begins. Of a path that was not told, and does not lead through one that was,
+    /// holds: if the host has nothing there, the tree has nothing there; and what the host has there and was not told as an object is what the tree has.
+    /// So whoever only wants to look may do so on the host itself. What others change in that directory is seen in the tree as soon.
+    fn shows(&self, differences: Weak<dyn Differences>) -> Option<PathBuf> {
+        let _ = differences;
+        None
     }
 
     /// Sizes and free space.

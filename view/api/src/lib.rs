@@ -56,7 +56,7 @@ pub use attr::{Attr, Device, FileFlags, Ino, Kind, NewNode, Perm, SetAttr, SetTi
 pub use disk::{BlockDevice, Disk, Drive, Geometry, Partition, PartitionTable};
 pub use file::{Allocate, File, FileLock, Ioctl, LockKind, OpenFlags, Ready, Seek};
 pub use filesystem::{
-    Caching, DirEntry, DirSink, Directory, Entry, Facts, Filesystem, RenameFlags, XattrMode,
+    Caching, Differences, DirEntry, DirSink, Directory, Entry, Facts, Filesystem, RenameFlags, XattrMode,
 };
 pub use interrupt::{Interrupt, InterruptScope};
 pub use link::Link;

@@ -24,10 +24,10 @@ mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File as StdFile;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -36,8 +36,9 @@ use rustix::fs::{
     StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
 use veduta_api::{
-    Attr, Caching, Device, DirSink, Directory, Entry, Errno, Facts, File, FileFlags, Filesystem, Ino, Ioctl,
-    Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs, Timestamp, XattrMode,
+    Attr, Caching, Device, Differences, DirSink, Directory, Entry, Errno, Facts, File, FileFlags, Filesystem,
+    Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs, Timestamp,
+    XattrMode,
 };
 
 use crate::listing::{Listed, Listing};
@@ -288,6 +289,14 @@ impl Filesystem for HostDir {
             dated_listings: true,
             ..Facts::default()
         }
+    }
+
+    /// All of it: what is changed is changed there.
+    fn shows(&self, _: Weak<dyn Differences>) -> Option<PathBuf> {
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd())).ok()?;
+        // It may have been removed, or lie outside of our root directory.
+        let (there, here) = (rustix::fs::stat(&path).ok()?, rustix::fs::fstat(&self.root).ok()?);
+        (path.is_absolute() && (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)).then_some(path)
     }
 
     fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
