@@ -637,6 +637,7 @@ impl Tree {
         } else if let Some(node) =
             node.filter(|node| node.write_to.is_some_and(|to| found.parts.top().layer > to))
         {
+            self.tell_node(&found.attr);
             node.names_lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -1001,6 +1002,7 @@ impl Tree {
         let fs = self.fs(part.layer);
         match found.parts.stack.iter().find(|below| below.layer > part.layer) {
             Some(below) => {
+                self.tell_all();
                 let mark = self.rules.prefix.name("redirect");
                 fs.setxattr(part.ino, &mark, below.path.as_bytes(), XattrMode::Set)
             }

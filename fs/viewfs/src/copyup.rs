@@ -108,6 +108,7 @@ impl Tree {
         }
         let state = self.state()?;
         let attr = self.attr(node)?;
+        self.tell_node(&attr);
         let meta_only = content == Content::MetadataOnly
             && self.rules.metacopy
             && node.kind == Kind::File

@@ -6,7 +6,7 @@
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
-//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`).
+//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`), `told` (what others may see below by themselves).
 //!
 //! # Limits
 //!
@@ -31,6 +31,8 @@
 //! * A commit of some paths parts hard links that lead out of a directory among them.
 //! * A file below with hard links shows a link too many after one of its names was removed and the tree mounted again, until it is copied up.
 //! * In mincow mode a rename or a removal is made below only if the upper layer has nothing to do with it.
+//! * Devices 0/0 and files `.wh..wh..opq` of the one layer below are hidden, and not told of to those who look there by themselves.
+//! * What others put below into a directory that was removed here is found there by a symbolic link that such a one follows.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
 //! * A user's copy of a directory that forbids its owner to write forbids it to the user too.
 //! * A user's copy of somebody else's file is the user's own, without set-id bits; `vstat` keeps what it was.
@@ -48,6 +50,7 @@ mod shown;
 mod state;
 mod store;
 mod table;
+mod told;
 mod tree;
 mod upper;
 mod vstat;

@@ -12,6 +12,7 @@ use crate::layer::{Layer, Prefix};
 use crate::points::Points;
 use crate::state::{self, State};
 use crate::table::LayerNumber;
+use crate::told::Watched;
 use crate::tree::{Rules, Tree};
 
 /// How two trees are laid over each other. A is the source, B the tree at the mount point.
@@ -123,7 +124,13 @@ impl Setup {
                 points.add(path, hide).map_err(|error| MountError::usage(format!("{word}: {error}")))?;
             }
         }
-        let (places, union, write_to) = self.layers()?;
+        let (mut places, union, write_to) = self.layers()?;
+        let watched = self.is_seen_through(&places, union, write_to).then(|| {
+            let upper = &mut places[0];
+            let watched = Arc::new(Watched::new(Arc::clone(&upper.tree), upper.root));
+            upper.tree = Arc::<Watched>::clone(&watched);
+            watched
+        });
         let prefix = self.prefix(&places, write_to);
         let mut layers: Vec<Layer> =
             places.iter().map(|place| Layer { fs: Arc::clone(&place.tree), root: place.root }).collect();
@@ -154,10 +161,27 @@ impl Setup {
             disguised: self.disguised,
             prefix,
         };
-        let tree = Tree::new(layers, union, below, points, rules, state).map_err(|errno| {
+        let tree = Tree::new(layers, union, below, points, rules, state, watched).map_err(|errno| {
             MountError::system(errno, format!("a layer cannot be read: {}", errno.desc()))
         })?;
         Ok(tree)
+    }
+
+    /// Whether others may look at the one layer below by themselves, as long as they are told of what differs: all the rest is shown as it is.
+    fn is_seen_through(&self, places: &[Place], union: usize, write_to: Option<LayerNumber>) -> bool {
+        // At the points of `except=` the layer below is seen too, and changed where it stands.
+        let same = |below: &Place| {
+            places
+                .get(1)
+                .is_some_and(|lower| Arc::ptr_eq(&lower.tree, &below.tree) && lower.root == below.root)
+        };
+        let is_plain = self.real_numbers && !self.renew && !self.vstat && !self.disguised;
+        self.mode == Mode::Cow
+            && (union, write_to) == (2, Some(0))
+            && places.iter().all(|place| place.root == Ino::ROOT)
+            && is_plain
+            && self.hide.is_empty()
+            && (self.except.is_empty() || self.below.as_ref().is_some_and(same))
     }
 
     /// The layers, the topmost first, how many of them are laid over each other, and which takes changes.

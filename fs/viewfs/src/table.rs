@@ -274,6 +274,25 @@ impl Table {
         Some((self.node(place.parent).ok()?, place.name.clone()))
     }
 
+    /// Whether a directory of a layer is a part of a node.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// The node of a directory of a layer, and its path from the root, without slashes at its ends. `None` if it is none that can be found.
+    pub(crate) fn path_of(&self, key: Key, is_root: bool) -> Option<(Arc<Node>, OsString)> {
+        let ino = if is_root { Ino::ROOT } else { *self.by_key.get(&key)? };
+        let mut names: Vec<&OsStr> = Vec::new();
+        let mut here = ino;
+        while here != Ino::ROOT {
+            let place = self.slots.get(&here)?.places.last()?;
+            names.push(&place.name);
+            here = place.parent;
+        }
+        names.reverse();
+        Some((self.node(ino).ok()?, names.join(OsStr::new("/"))))
+    }
+
     pub(crate) fn is_at(&self, ino: Ino, parent: Ino, name: &OsStr) -> bool {
         self.by_place.get(&Place::new(parent, name)) == Some(&ino)
     }

@@ -12,14 +12,15 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{
-    Attr, Caching, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Kind, NewNode,
-    OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
+    Attr, Caching, Differences, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino,
+    Kind, NewNode, OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
 };
 use veduta_tree::listing::{Listed, Listing};
 
@@ -30,6 +31,7 @@ use crate::setup::Durability;
 use crate::state::{self, State};
 use crate::store;
 use crate::table::{Draft, LayerNumber, Node, Part, Parts, Place, Table};
+use crate::told::Watched;
 use crate::vstat::{self, Override};
 
 /// How a tree is to behave; what the options say.
@@ -83,6 +85,8 @@ pub(crate) struct Tree {
     pub(crate) no_reflinks: AtomicBool,
     /// Listings of directories that were not opened, by node.
     listings: RwLock<HashMap<Ino, Arc<Listing>>>,
+    /// The upper layer, if others may look at the layer below by themselves.
+    pub(crate) watched: Option<Arc<Watched>>,
     me: Weak<Tree>,
 }
 
@@ -154,6 +158,7 @@ impl Tree {
         points: Points,
         rules: Rules,
         state: Option<State>,
+        watched: Option<Arc<Watched>>,
     ) -> Result<Arc<Self>> {
         let mut devices = Vec::new();
         let mut spaces = Vec::new();
@@ -199,7 +204,7 @@ impl Tree {
             }
             _ => None,
         };
-        Ok(Arc::new_cyclic(|me| Self {
+        let tree = Arc::new_cyclic(|me| Self {
             layers,
             union,
             below,
@@ -213,8 +218,13 @@ impl Tree {
             next_name: AtomicU64::new(1),
             no_reflinks: AtomicBool::new(false),
             listings: RwLock::default(),
+            watched,
             me: me.clone(),
-        }))
+        });
+        if let Some(watched) = &tree.watched {
+            watched.belongs_to(&tree);
+        }
+        Ok(tree)
     }
 
     pub(crate) fn myself(&self) -> Option<Arc<Tree>> {
@@ -889,6 +899,10 @@ impl Filesystem for Tree {
             }
             _ => self.fs(top.layer).readlink(top.ino),
         }
+    }
+
+    fn shows(&self, differences: Weak<dyn Differences>) -> Option<PathBuf> {
+        self.show(&differences)
     }
 
     fn statfs(&self) -> Result<StatFs> {
