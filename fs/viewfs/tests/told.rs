@@ -94,6 +94,14 @@ impl Differences for Listener {
     fn object(&self, device: u64, ino: u64) {
         let mut heard = self.0.lock().unwrap();
         if heard.objects.insert((device, ino)) {
+            // The copy of a file with hard links is seen under all of them as soon as it is found here.
+            let own = Path::new(".veduta-work/links");
+            for link in fs::read_dir(heard.upper.join(own)).into_iter().flatten() {
+                let name = link.unwrap().file_name();
+                if name.to_str().unwrap().split('-').nth(1) == Some(&format!("{ino:x}")) {
+                    heard.check_unchanged(&own.join(name));
+                }
+            }
             for path in heard.places.get(&(device, ino)).cloned().unwrap_or_default() {
                 heard.check_unchanged(&path);
             }
