@@ -55,6 +55,9 @@ impl Tree {
     /// The part of a directory in which names are made: copied up if there is none.
     pub(crate) fn dir_up(&self, node: &Node) -> Result<Part> {
         let to = node.write_to.ok_or(Errno::EROFS)?;
+        if node.is_gone.load(Ordering::Acquire) {
+            return Err(Errno::ENOENT);
+        }
         match node.parts().in_layer(to) {
             Some(part) => Ok(part.clone()),
             None => self.copy_up(node, to, Content::MetadataOnly),

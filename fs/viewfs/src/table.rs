@@ -72,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) names_lost: AtomicU32,
     /// Made through this mount.
     pub(crate) is_new: AtomicBool,
+    /// A directory that was removed: there is nothing in it any more, whatever the layers below have.
+    pub(crate) is_gone: AtomicBool,
     /// Which of [`ASKED_OFTEN`] it does not have, in the low bits; above them a count of changes.
     absent: AtomicU32,
 }
@@ -138,6 +140,7 @@ impl Draft {
             write_to: self.write_to,
             is_impure: self.is_impure.into(),
             names_count: self.names_count.into(),
+            is_gone: AtomicBool::new(false),
             names_lost: 0.into(),
             is_new: self.is_new.into(),
             absent: 0.into(),
@@ -348,8 +351,18 @@ impl Table {
     /// A name was removed.
     pub(crate) fn lose(&mut self, parent: Ino, name: &OsStr) -> Vec<Arc<Node>> {
         match self.unsettle(&Place::new(parent, name)) {
-            Some(ino) => self.sweep(ino).into_iter().chain(self.sweep(parent)).collect(),
+            Some(ino) => {
+                self.is_gone(ino);
+                self.sweep(ino).into_iter().chain(self.sweep(parent)).collect()
+            }
             None => Vec::new(),
+        }
+    }
+
+    /// A node has lost a name: a directory its only one.
+    fn is_gone(&self, ino: Ino) {
+        if let Some(slot) = self.slots.get(&ino).filter(|slot| slot.node.kind == Kind::Directory) {
+            slot.node.is_gone.store(true, Ordering::Release);
         }
     }
 
@@ -362,7 +375,9 @@ impl Table {
             self.by_place.get(to).copied(),
         ];
         held.iter().flatten().for_each(|ino| self.hold(*ino));
-        self.unsettle(to);
+        if let Some(ino) = self.unsettle(to) {
+            self.is_gone(ino);
+        }
         if let Some(ino) = self.unsettle(from) {
             self.settle(ino, to.clone());
         }

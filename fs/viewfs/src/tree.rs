@@ -283,6 +283,9 @@ impl Tree {
     /// What `name` leads to in a directory; `None` if there is no such name. Holds references, for [`enter`](Self::enter)
     /// or [`release`](Self::release).
     pub(crate) fn find(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>> {
+        if parent.is_gone.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         let points = parent.points.as_ref().and_then(|points| points.get(name)).cloned();
         match points.as_ref().and_then(|points| points.here()) {
             Some(Point::Hide) => return Ok(None),
@@ -628,6 +631,9 @@ impl Tree {
 
     /// All names of a directory.
     fn list(&self, node: &Node, opened: &[Option<Arc<dyn Directory>>]) -> Result<Vec<Listed>> {
+        if node.is_gone.load(Ordering::Acquire) {
+            return Err(Errno::ENOENT);
+        }
         let parts = node.parts();
         let is_merged = parts.stack.len() > 1;
         let is_impure = node.is_impure.load(Ordering::Relaxed);

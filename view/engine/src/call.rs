@@ -110,10 +110,17 @@ impl<'a> Call<'a> {
 
     /// Where relative paths of an `*at` call start.
     pub(crate) fn start(&self, dirfd: u64) -> Result<Start> {
-        if walk::is_cwd(dirfd) {
-            walk::working_directory(&self.view.stand_ins, self.task)
+        let start = if walk::is_cwd(dirfd) {
+            walk::working_directory(&self.view.stand_ins, self.task)?
         } else {
-            walk::directory_of(&self.view.stand_ins, self.task, dirfd as i32)
+            walk::directory_of(&self.view.stand_ins, self.task, dirfd as i32)?
+        };
+        match start {
+            Start::Host(path) => Ok(match self.view.stand_ins.held.find(self, &path)? {
+                Some(node) => Start::Tree(node),
+                None => Start::Host(path),
+            }),
+            start => Ok(start),
         }
     }
 

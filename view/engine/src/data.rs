@@ -47,7 +47,13 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "getsockname" | "getpeername" => return crate::sockets::name(call),
         _ => {}
     }
-    let Some((stand_in, fd)) = call.stand_in(args[0] as i32)? else { return Ok(Answer::GoOn) };
+    let Some((stand_in, fd)) = call.stand_in(args[0] as i32)? else {
+        return match name {
+            "getdents64" => crate::through::list(call, false),
+            "getdents" => crate::through::list(call, true),
+            _ => Ok(Answer::GoOn),
+        };
+    };
     if stand_in.is_native() && !is_ours(name) {
         return Ok(Answer::GoOn);
     }

@@ -301,6 +301,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         uses: Vec::new(),
         is_source: false.into(),
         plane: Arc::default(),
+        through: None,
         before: Arc::clone(&call.table),
     });
     known.push(Arc::clone(&mount));

@@ -51,12 +51,22 @@ pub(crate) struct Plan {
     /// The interpreter, if the program's copy must name its descriptor: at this offset, in this many bytes.
     interpreter: Option<(OwnedFd, u64, usize)>,
     start: Start,
-    /// What is loaded: the path by which the kernel would look for it, and where on the host it is.
+    /// What is loaded.
     ways: Ways,
 }
 
 /// `None` if something has no path on the host.
-type Ways = Option<Vec<(Vec<u8>, Vec<u8>)>>;
+type Ways = Option<Vec<Way>>;
+
+/// Something that is loaded.
+struct Way {
+    /// The path by which the kernel would look for it.
+    path: Vec<u8>,
+    /// Where on the host it is.
+    real: Vec<u8>,
+    /// A mount on the way lets the host be seen, or there is none.
+    is_seen: bool,
+}
 
 /// What the program is told.
 struct Start {
@@ -92,7 +102,23 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             let Some(path) = host_path(call, dirfd, &text) else { return Ok(Answer::GoOn) };
             Place::Host(path)
         }
-        Target::Found(found) => found.existing()?.clone(),
+        Target::Found(found) => {
+            let place = found.existing()?.clone();
+            // The host's own, which a mount lets through: the kernel runs it if it comes there by itself.
+            if let Some(path) = crate::through::on_host(call, &place) {
+                key = crate::fast::key_of(Path::new(OsStr::from_bytes(&path))).ok();
+            }
+            if let (Some(key), Place::Tree(node, attr)) = (&key, &place) {
+                let is_run = call.view.fast.runs_on_host(&call.table, key)
+                    && !node.mount.no_exec.load(Ordering::Relaxed)
+                    && attr.perm.bits() & 0o111 != 0;
+                if is_run && crate::through::finds(call, dirfd, &text, (key[0], key[1])) {
+                    tell_of(call, &text, attr.perm.bits(), attr.uid);
+                    return Ok(Answer::GoOn);
+                }
+            }
+            place
+        }
     };
     match &place {
         Place::Host(path) => tell_of_set_id(call, Path::new(OsStr::from_bytes(path))),
@@ -111,7 +137,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let is_plain = crate::walk::is_cwd(dirfd) && call.root().is_none();
     let mut ways: Ways = is_plain.then(Vec::new);
     for _ in 0..MAX_SCRIPTS {
-        add_way(&mut ways, &script, &place);
+        add_way(call, &mut ways, &script, &place);
         let file = Content::open(call, &place)?;
         let mut head = vec![0; HEADERS];
         let len = file.read(&mut head, 0)?;
@@ -144,7 +170,13 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         let name = name[..name.len().min(15)].to_vec();
         let start = Start { argv, envp, front, name };
         let is_script = start.front.is_some();
-        let outcome = plan(call, &place, &file, wanted, direct, start, ways);
+        let mut outcome = plan(call, &place, &file, wanted, direct, start, ways)?;
+        if let Answer::Exec(plan) = &outcome {
+            if plan.is_seen() && plan.is_the_hosts(call.task.0) {
+                outcome = Answer::GoOn;
+            }
+        }
+        let outcome = Ok(outcome);
         if let (Ok(Answer::GoOn), Some((path, ..)), Some(key), false) = (&outcome, wanted, key, is_script) {
             call.view.fast.learn(&call.table, key, path);
         }
@@ -211,7 +243,7 @@ fn plan(
             match found.existing()? {
                 Place::Host(_) if found.direct => {}
                 place => {
-                    add_way(&mut ways, path, place);
+                    add_way(call, &mut ways, path, place);
                     let image = Content::open(call, place)?.image(call)?;
                     virtual_interpreter = Some((image, at, room));
                 }
@@ -230,25 +262,33 @@ fn plan(
 }
 
 /// Notes by which path something is found, and where on the host it is.
-fn add_way(ways: &mut Ways, path: &[u8], place: &Place) {
-    let real = match place {
-        Place::Host(path) => Some(path.clone()),
-        Place::Tree(node, _) if node.mount.of_host => node.shows(),
-        Place::Tree(..) => None,
+fn add_way(call: &Call<'_>, ways: &mut Ways, path: &[u8], place: &Place) {
+    let (real, is_seen) = match place {
+        Place::Host(path) => (Some(path.clone()), true),
+        Place::Tree(node, _) => match crate::through::on_host(call, place) {
+            Some(path) => (Some(path), true),
+            None if node.mount.of_host => (node.shows(), false),
+            None => (None, false),
+        },
     };
     match (ways.as_mut(), real) {
-        (Some(known), Some(real)) => known.push((path.to_vec(), real)),
+        (Some(known), Some(real)) => known.push(Way { path: path.to_vec(), real, is_seen }),
         _ => *ways = None,
     }
 }
 
 impl Plan {
+    /// Whether all is seen where the host has it.
+    fn is_seen(&self) -> bool {
+        self.ways.as_ref().is_some_and(|ways| ways.iter().all(|way| way.is_seen))
+    }
+
     /// Whether the kernel, by itself, would run the very same files.
     pub(crate) fn is_the_hosts(&self, task: nix::unistd::Pid) -> bool {
-        let is_found = |(path, real): &(Vec<u8>, Vec<u8>)| {
+        let is_found = |way: &Way| {
             let from = format!("/proc/{task}/cwd");
-            let found = std::fs::canonicalize(Path::new(&from).join(OsStr::from_bytes(path)));
-            found.is_ok_and(|found| found.as_os_str().as_bytes() == real.as_slice())
+            let found = std::fs::canonicalize(Path::new(&from).join(OsStr::from_bytes(&way.path)));
+            found.is_ok_and(|found| found.as_os_str().as_bytes() == way.real.as_slice())
         };
         self.ways.as_ref().is_some_and(|ways| ways.iter().all(is_found))
     }

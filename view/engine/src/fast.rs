@@ -30,9 +30,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
-use parking_lot::{Mutex, RwLock};
-use veduta_api::Result;
-use veduta_trace::shim::{self, DISPLACED, Facts, Kind, Page, Replacement, Tree};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use veduta_api::{Filesystem, Result};
+use veduta_trace::shim::{self, DISPLACED, Difference, Facts, Kind, Page, Replacement, Tree};
 use veduta_trace::sites::{self, Change, Patched};
 use veduta_trace::{Notification, Task};
 
@@ -44,6 +44,7 @@ use crate::known::Known;
 use crate::mounts::{Mount, Service, Table, is_below, shown};
 use crate::serve::Source;
 use crate::standin::errno;
+use crate::through::Through;
 use crate::view::View;
 
 /// Operation of the control call: the shim asks for a descriptor of its file.
@@ -90,6 +91,43 @@ const STEADY: &[i64] = &[
     0x1cd1,
 ];
 
+/// The same by name, and more of the kernel's own: where the host is seen through a mount, what lies on others comes to the engine.
+const STEADY_NAMES: &[&str] = &[
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "tmpfs",
+    "ramfs",
+    "rootfs",
+    "overlay",
+    "f2fs",
+    "squashfs",
+    "erofs",
+    "iso9660",
+    "jfs",
+    "zfs",
+    "bcachefs",
+    "sysfs",
+    "devpts",
+    "devtmpfs",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "pstore",
+    "bpf",
+    "mqueue",
+    "hugetlbfs",
+    "configfs",
+    "fusectl",
+    "efivarfs",
+    "binfmt_misc",
+    "nsfs",
+];
+
 /// Device, inode, time of change and size: the same file with the same content.
 pub(crate) type FileKey = [u64; 5];
 
@@ -128,7 +166,8 @@ struct Programs {
     loaders: HashMap<FileKey, (Vec<u8>, FileKey)>,
 }
 
-struct Inner {
+/// What there is of it.
+pub(crate) struct Inner {
     programs: Mutex<Programs>,
     page: Arc<RwLock<Page>>,
     known: Arc<Known>,
@@ -153,6 +192,8 @@ struct Inner {
     /// What the shim was told last; `None`: nothing, or nothing yet.
     told: Mutex<Option<(Facts, Level)>>,
     processes: AtomicU32,
+    /// Held while the shim is told something: the table, or a difference that it would lack.
+    telling: Mutex<()>,
     /// No mount is in `/etc`, which is a directory.
     plain_etc: AtomicBool,
     state: Mutex<String>,
@@ -160,7 +201,7 @@ struct Inner {
 
 /// The fast path of a view.
 #[derive(Default)]
-pub(crate) struct Fast(Option<Inner>);
+pub(crate) struct Fast(Option<Arc<Inner>>);
 
 impl Fast {
     /// On if there is one for this machine, and `VEDUTA_FAST=0` does not say otherwise.
@@ -190,12 +231,13 @@ impl Fast {
                 planes: Mutex::default(),
                 told: Mutex::default(),
                 processes: AtomicU32::new(0),
+                telling: Mutex::default(),
                 plain_etc: AtomicBool::new(false),
                 state: Mutex::new("nothing is mounted".into()),
             })
         };
         match make() {
-            Ok(inner) => Self(Some(inner)),
+            Ok(inner) => Self(Some(Arc::new(inner))),
             Err(errno) => {
                 tracing::debug!("no fast path: {}", errno.desc());
                 Self(None)
@@ -258,9 +300,21 @@ impl Fast {
         // Held until it is told: a plane that is made meanwhile closes the table afterwards.
         let planes = inner.planes.lock();
         facts.proc.extend(planes.iter());
-        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level)?)));
+        let through = facts.through;
+        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level, through)?)));
         let page = inner.page.read();
-        page.publish(&facts, numbers);
+        {
+            let _telling = inner.telling.lock();
+            let mut differences = Vec::new();
+            for mount in table.mounts() {
+                if let Some(through) = mount.through.as_ref().filter(|through| through.is_clear()) {
+                    through.with_differences(|difference| differences.push(Told::from(difference)));
+                }
+            }
+            if !page.publish(&facts, numbers, differences.iter().map(Told::difference)) {
+                tracing::debug!("too much differs from the host for the fast path");
+            }
+        }
         drop(planes);
         if inner.is_doubtful.load(Ordering::SeqCst) {
             // It will be told again.
@@ -321,6 +375,12 @@ impl Fast {
         is_new
     }
 
+    /// What a mount of this tree at a place is to have, if the host is seen through it.
+    pub(crate) fn through(&self, target: &[u8], tree: &dyn Filesystem) -> Option<Arc<Through>> {
+        let inner = self.0.as_ref().filter(|inner| !inner.is_unfit.load(Ordering::Relaxed))?;
+        Through::new(target, tree, inner)
+    }
+
     /// A call is about to change what is at this path of the host. If a mount point is there or below, all calls come to the
     /// engine until it has been looked at again.
     pub(crate) fn doubt(&self, table: &Table, name: &str, path: &[u8]) {
@@ -347,9 +407,7 @@ impl Fast {
         ];
         let Some(inner) = &self.0 else { return };
         if CHANGE.contains(&name) && table.any_below(path) && !path.is_empty() {
-            inner.is_doubtful.store(true, Ordering::SeqCst);
-            inner.page.read().close();
-            inner.watch.ring();
+            inner.nothing_is_certain();
         }
     }
 
@@ -540,6 +598,23 @@ impl Fast {
 }
 
 impl Inner {
+    /// No table is told as long as this is held.
+    pub(crate) fn telling(&self) -> MutexGuard<'_, ()> {
+        self.telling.lock()
+    }
+
+    /// Tells the shim of something that is about to differ from the host. Whether there was room.
+    pub(crate) fn differs(&self, difference: Difference<'_>) -> bool {
+        self.page.read().differ(difference)
+    }
+
+    /// All calls come to the engine until the table has been made anew.
+    pub(crate) fn nothing_is_certain(&self) {
+        self.is_doubtful.store(true, Ordering::SeqCst);
+        self.page.read().close();
+        self.watch.ring();
+    }
+
     fn facts(&self, table: &Table, identity: bool) -> (Facts, Option<String>) {
         let mut facts = Facts { identity, ..Facts::default() };
         let why_not = look(table, &mut facts).err();
@@ -687,11 +762,39 @@ impl Inner {
     }
 }
 
-/// What the shim does with a call at a level. What is not caught is not to be judged, but for the mapping of libraries.
-fn kind_at(row: &Row, level: Level) -> Option<Kind> {
+/// What the shim does with a call at a level. What is not caught is not to be judged, but for the mapping of libraries. `through`: what descriptors
+/// of the host stand for may be something to be copied before it is changed.
+fn kind_at(row: &Row, level: Level, through: bool) -> Option<Kind> {
     let kind = shim::kind(row.name)?;
+    if through && matches!(row.name, "fchmod" | "fchown") {
+        return Some(Kind::Trap);
+    }
     let is_caught = level >= Level::Files || row.family != Family::File || is_native_exception(row.name);
     Some(if is_caught || kind == Kind::Map { kind } else { Kind::Trap })
+}
+
+/// A difference that is kept for a moment.
+enum Told {
+    Object(u64, u64),
+    Name(Vec<u8>),
+}
+
+impl From<Difference<'_>> for Told {
+    fn from(difference: Difference<'_>) -> Self {
+        match difference {
+            Difference::Object(device, ino) => Told::Object(device, ino),
+            Difference::Name(path) => Told::Name(path.to_vec()),
+        }
+    }
+}
+
+impl Told {
+    fn difference(&self) -> Difference<'_> {
+        match self {
+            Told::Object(device, ino) => Difference::Object(*device, *ino),
+            Told::Name(path) => Difference::Name(path),
+        }
+    }
 }
 
 /// Calls that the shim takes.
@@ -734,9 +837,20 @@ fn read_loader(path: &Path) -> Result<Loader> {
 /// What the shim must know of a table; an error says why it cannot be told.
 fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
     let text = |path: &[u8]| String::from_utf8_lossy(shown(path)).into_owned();
-    facts.proc = proc_devices()?;
+    let mounts = mounted()?;
+    facts.proc = mounts.iter().filter(|(kind, _)| kind == "proc").map(|(_, device)| *device).collect();
+    if facts.proc.is_empty() {
+        return Err("/proc is not mounted".into());
+    }
     let mut below = 0;
     for mount in table.mounts() {
+        if mount.sees_through() {
+            facts.through = true;
+            let is_known = |kind: &str| STEADY_NAMES.contains(&kind);
+            let unknown = mounts.iter().filter(|(kind, _)| !is_known(kind)).map(|(_, device)| *device);
+            facts.proc.extend(unknown.filter(|device| !facts.proc.contains(device)).collect::<Vec<_>>());
+            continue;
+        }
         if mount.target.is_empty() {
             return Err("something is mounted over the root".into());
         }
@@ -819,22 +933,19 @@ fn cover(
     Ok(())
 }
 
-/// Devices of `/proc`, as this process sees it mounted.
-fn proc_devices() -> std::result::Result<Vec<u64>, String> {
+/// Types and devices of what is mounted, as this process sees it; each device once.
+fn mounted() -> std::result::Result<Vec<(String, u64)>, String> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|_| "/proc cannot be read".to_owned())?;
-    let mut found = Vec::new();
+    let mut found: Vec<(String, u64)> = Vec::new();
     for line in String::from_utf8_lossy(&text).lines() {
         let Some((head, tail)) = line.split_once(" - ") else { continue };
-        if !tail.starts_with("proc ") {
-            continue;
-        }
         let device = head.split(' ').nth(2).and_then(|device| device.split_once(':'));
         let numbers = device.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         let (major, minor) = numbers.ok_or("/proc/self/mountinfo cannot be read")?;
         let device = libc::makedev(major, minor);
-        if !found.contains(&device) {
-            found.push(device);
+        if !found.iter().any(|(_, known)| *known == device) {
+            found.push((tail.split(' ').next().unwrap_or_default().to_owned(), device));
         }
     }
-    if found.is_empty() { Err("/proc is not mounted".into()) } else { Ok(found) }
+    Ok(found)
 }

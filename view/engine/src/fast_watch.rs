@@ -63,6 +63,9 @@ impl Watch {
         let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MASK_ADD;
         let mut below = 0;
         for mount in table.mounts() {
+            if mount.sees_through() {
+                continue;
+            }
             let mut above = split(&mount.target).0;
             let target = Path::new(std::ffi::OsStr::from_bytes(shown(&mount.target)));
             match std::fs::symlink_metadata(target) {

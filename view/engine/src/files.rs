@@ -286,7 +286,7 @@ fn in_directory<'f>(
 
 /// Finds the place for a new name.
 fn find_new(call: &Call<'_>, dirfd: u64, path: u64) -> Result<Option<Found>> {
-    match call.find(dirfd, path, false, false)? {
+    match find_last(call, dirfd, path)? {
         Target::PlainlyHost(_) => Ok(None),
         Target::Found(found) => {
             // Existing names are refused before anything else is looked at; a mount point is one, whatever is below.
@@ -298,6 +298,17 @@ fn find_new(call: &Call<'_>, dirfd: u64, path: u64) -> Result<Option<Found>> {
             Ok(Some(*found))
         }
     }
+}
+
+/// Finds what is to be made, removed or renamed: the last name itself, also with a slash behind it, which says only that it has to be a directory.
+fn find_last(call: &Call<'_>, dirfd: u64, path: u64) -> Result<Target> {
+    let text = call.task.read_path(path)?;
+    let end = text.iter().rposition(|byte| *byte != b'/').map_or(text.len(), |last| last + 1);
+    let mut found = call.find_path(dirfd, &text[..end], false, false, Limits::default())?;
+    if let Target::Found(found) = &mut found {
+        found.wants_dir |= end < text.len();
+    }
+    Ok(found)
 }
 
 fn make(call: &Call<'_>, dirfd: u64, path: u64, kind: Kind, mode: u32, device: u64) -> Outcome {
@@ -348,7 +359,7 @@ fn mknod(call: &Call<'_>, dirfd: u64, path: u64, mode: u32, device: u64) -> Outc
 fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
     let text = call.task.read_path(path)?;
     let last = text.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
-    let found = match call.find_path(dirfd, &text, false, false, Limits::default())? {
+    let found = match find_last(call, dirfd, path)? {
         Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
@@ -398,7 +409,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
 }
 
 fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outcome {
-    let (old, new) = (call.find(from.0, from.1, false, false)?, call.find(to.0, to.1, false, false)?);
+    let (old, new) = (find_last(call, from.0, from.1)?, find_last(call, to.0, to.1)?);
     let (old, new) = match (old, new) {
         (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
@@ -431,6 +442,14 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         (false, false) => {}
     }
     let flags = rename_flags(flags)?;
+    let is_same = |one: &Arc<Node>, other: &Arc<Node>| one.mount.id == other.mount.id && one.ino == other.ino;
+    if let (Some(Place::Tree(one, _)), Some(Place::Tree(other, _))) = (&old.place, &new.place) {
+        if is_same(one, other) && old.parent.is_some() && new.parent.is_some() && !flags.no_replace {
+            call.writable(&Place::Tree(Arc::clone(one), one.attr()?))?;
+            // Two names of one file, or one name: rename(2) does nothing.
+            return DONE;
+        }
+    }
     if old.parent.is_none() || new.parent.is_none() {
         return Err(Errno::EBUSY);
     }
@@ -481,11 +500,24 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         return Err(Errno::ENOENT);
     }
     let (name, new_name) = (OsStr::from_bytes(&old.name), OsStr::from_bytes(&new.name));
+    let on_host = crate::through::directory_on_host(moved, attr);
+    let other_on_host = match &new.place {
+        Some(Place::Tree(target, attr)) if flags.exchange => crate::through::directory_on_host(target, attr),
+        _ => None,
+    };
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
     call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
+    if let Some(path) = on_host {
+        call.view.stand_ins.held.moved(path, moved);
+    }
     match &new.place {
-        Some(Place::Tree(target, _)) if flags.exchange => tell_moved(call, target, from_dir, name),
+        Some(Place::Tree(target, _)) if flags.exchange => {
+            tell_moved(call, target, from_dir, name);
+            if let Some(path) = other_on_host {
+                call.view.stand_ins.held.moved(path, target);
+            }
+        }
         Some(Place::Tree(target, _)) => {
             if let Some(plane) = target.plane() {
                 plane.unlinked(target.ino);
@@ -542,7 +574,11 @@ fn rename_flags(flags: u32) -> Result<RenameFlags> {
 fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcome {
     let follow = flags & libc::AT_SYMLINK_FOLLOW != 0;
     let old = call.find(from.0, from.1, follow, flags & libc::AT_EMPTY_PATH != 0)?;
-    let new = call.find(to.0, to.1, false, false)?;
+    if let Target::Found(old) = &old {
+        // What is not there is missed before the other path is looked at.
+        old.existing()?;
+    }
+    let new = find_last(call, to.0, to.1)?;
     let (old, new) = match (old, new) {
         (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
@@ -790,6 +826,9 @@ fn chdir(call: &Call<'_>) -> Outcome {
                 return Err(Errno::ENOTDIR);
             }
             call.may(place, EXECUTE)?;
+            if let Some(answer) = crate::through::chdir(call, node)? {
+                return Ok(answer);
+            }
             let stand_in = call.view.stand_ins.of_node(node, Kind::Directory, 0)?;
             let (fd, on_its_way) = stand_in.open(nix::fcntl::OFlag::O_RDONLY)?;
             Ok(Answer::Chdir(fd, Some(on_its_way)))
@@ -829,7 +868,18 @@ fn chroot(call: &Call<'_>) -> Outcome {
 
 fn getcwd(call: &Call<'_>) -> Outcome {
     let path = match (call.start(CWD)?, call.root()) {
-        (Start::Tree(node), _) => node.path(),
+        (Start::Tree(node), _) => {
+            let path = node.path();
+            // The host's own directory may be there still, and the view's is not.
+            let is_there = || match call.walker(Limits::default()).locate(&path) {
+                Ok(Place::Tree(found, _)) => found.ino == node.ino,
+                _ => false,
+            };
+            if node.mount.through.is_some() && !is_there() {
+                return Err(Errno::ENOENT);
+            }
+            path
+        }
         (Start::Host(path), Some(_)) => path,
         _ => return Ok(Answer::GoOn),
     };

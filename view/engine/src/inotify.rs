@@ -399,6 +399,8 @@ fn ignore(done: std::io::Result<()>) {
 /// `inotify_add_watch` of a virtual node. What a bind shows is watched where it is.
 pub(crate) fn add(call: &Call<'_>, node: &Arc<Node>, kind: Kind, place: &Place) -> Outcome {
     const ONLY_DIRECTORIES: u64 = 0x0100_0000;
+    /// `IN_ACCESS`, `IN_CLOSE_NOWRITE`, `IN_OPEN`
+    const READING: u64 = 0x31;
     if call.args[2] & ONLY_DIRECTORIES != 0 && kind != Kind::Directory {
         return Err(Errno::ENOTDIR);
     }
@@ -413,6 +415,10 @@ pub(crate) fn add(call: &Call<'_>, node: &Arc<Node>, kind: Kind, place: &Place) 
             match raw::call(call.number, &mut { probe }) {
                 Err(Errno::ENOENT) | Ok(_) => {}
                 Err(errno) => return Err(errno),
+            }
+            if let Some(through) = node.mount.through.as_ref().filter(|_| call.args[2] & READING != 0) {
+                // Who reads is not to be overlooked.
+                veduta_api::Differences::all(&**through);
             }
             call.view.watches.cast(call.view, node, kind)?
         }

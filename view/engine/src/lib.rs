@@ -47,6 +47,7 @@ mod sockets;
 mod standin;
 mod stat;
 mod states;
+mod through;
 mod traced;
 mod trap;
 mod turn;

@@ -264,6 +264,7 @@ fn hidden(
         uses: Vec::new(),
         is_source: false.into(),
         plane: Arc::default(),
+        through: None,
         before: view.table(),
     })
 }

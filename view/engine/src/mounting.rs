@@ -187,8 +187,15 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         }
         _ => made.tree,
     };
+    // A bind of a place on itself says nothing of what it shows: that is what the tree of it is tried with.
+    let through = if is_bind || made.root != Ino::ROOT || !view.takes_backing() {
+        None
+    } else {
+        view.fast.through(&target, &*tree)
+    };
     let mount = Arc::new(Mount {
         id,
+        through,
         target,
         type_name: made.type_name,
         source: request.source.clone(),
@@ -516,6 +523,7 @@ fn elsewhere(view: &View, mount: &Mount, target: Vec<u8>) -> Mount {
         uses: mount.uses.clone(),
         is_source: mount.is_source.load(Ordering::Acquire).into(),
         plane: Arc::default(),
+        through: None,
         before: Arc::clone(&mount.before),
     }
 }
@@ -570,11 +578,17 @@ pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
         return true;
     }
     let keys = known_keys(view, mount);
-    if keys.is_empty() && view.stand_ins.planes.is_empty() {
+    if keys.is_empty() && view.stand_ins.planes.is_empty() && mount.through.is_none() {
         return false;
     }
     let is_ours = |key| is_of(view, mount, &keys, key);
-    let uses = |path: std::path::PathBuf| crate::fuseplane::key_of(&path).is_ok_and(is_ours);
+    let is_seen_through = |path: &std::path::Path| {
+        let leads_in = |to: std::path::PathBuf| is_below(to.as_os_str().as_bytes(), &mount.target);
+        mount.through.is_some() && std::fs::read_link(path).is_ok_and(leads_in)
+    };
+    let uses = |path: std::path::PathBuf| {
+        crate::fuseplane::key_of(&path).is_ok_and(is_ours) || is_seen_through(&path)
+    };
     crate::grow::processes().into_iter().any(|pid| {
         let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
         let open = std::fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
@@ -636,6 +650,7 @@ fn maps_any(proc: &std::path::Path, is_ours: &dyn Fn((u64, u64)) -> bool) -> boo
 /// The end of a mount that is in the table no more.
 pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     let written = view.stand_ins.drop_mount(mount.id);
+    view.stand_ins.held.forget(mount.id);
     let loops = mount.uses.clone();
     view.backings.lock().retain(|(_, id)| *id != mount.id);
     // A tree that is mounted elsewhere too goes on.

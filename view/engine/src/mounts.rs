@@ -12,6 +12,7 @@ use veduta_api::{Facts, Filesystem, Ino};
 use veduta_disk::BlockDrive;
 
 use crate::node::Node;
+use crate::through::Through;
 
 /// What is mounted.
 pub(crate) enum Service {
@@ -74,6 +75,8 @@ pub(crate) struct Mount {
     pub(crate) is_source: AtomicBool,
     /// Its files as the kernel has them.
     pub(crate) plane: crate::fuseplane::Cell,
+    /// What differs from the host, if that is seen through it.
+    pub(crate) through: Option<Arc<Through>>,
     /// The table before.
     pub before: Arc<Table>,
 }
@@ -82,6 +85,11 @@ impl Mount {
     /// Whether nothing may be changed.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Whether the host is seen through it where it is not told to differ.
+    pub(crate) fn sees_through(&self) -> bool {
+        self.through.as_ref().is_some_and(|through| through.is_clear())
     }
 
     /// Whether permission bits are to be obeyed here.

@@ -53,6 +53,14 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let exclusive = flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) && !is_temporary;
     let follow = !flags.contains(OFlag::O_NOFOLLOW) && !exclusive;
     let path = call.task.read_path(path)?;
+    if flags.contains(OFlag::O_CREAT) && path.ends_with(b"/") {
+        // Whatever is there: a file is not made under such a name.
+        let end = path.iter().rposition(|byte| *byte != b'/').map_or(path.len(), |last| last + 1);
+        return match call.find_path(dirfd, &path[..end], false, false, limits)? {
+            Target::PlainlyHost(_) => Ok(Answer::GoOn),
+            Target::Found(_) => Err(Errno::EISDIR),
+        };
+    }
     let found = match call.find_path(dirfd, &path, follow, false, limits)? {
         Target::PlainlyHost(canonical) => return host(call, canonical.as_deref(), flags),
         Target::Found(found) => found,

@@ -493,6 +493,8 @@ pub(crate) struct StandIns {
     pub emulates: AtomicBool,
     /// What processes are told of trees.
     pub known: OnceLock<Arc<Known>>,
+    /// What descriptors of some directories of the host stand for.
+    pub(crate) held: crate::through::Held,
 }
 
 /// Stand-ins that are made without looking whether others are used. Each costs the engine some descriptors, of which it may
@@ -527,6 +529,7 @@ impl StandIns {
             planes,
             emulates: AtomicBool::new(false),
             known: OnceLock::new(),
+            held: crate::through::Held::default(),
             by_key: RwLock::default(),
             by_node: Mutex::default(),
             home,

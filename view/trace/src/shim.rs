@@ -1,8 +1,8 @@
 //! unsafe: machine code, and memory that other processes read. The shim: code that runs inside the processes of a view and makes calls that cannot concern it, so that they need not
 //! come to the engine.
 //!
-//! The code is mapped at one address, [`BASE`], in which the seccomp filter lets every call pass. Behind it lie a page with a switch of the
-//! process's own, and the table that the engine keeps ([`Page`]). Call sites of libraries jump to its beginning with the call
+//! The code is mapped at one address, [`BASE`], in which the seccomp filter lets every call pass. Behind it lie the table that the engine keeps ([`Page`]) and a page
+//! with a switch of the process's own. Call sites of libraries jump to its beginning with the call
 //! in its registers and, in `rcx`, the address of a `syscall` instruction of theirs. The shim either makes the call and goes on
 //! behind that instruction, or goes to it with all registers as they were, and the call comes to the engine as ever. So whatever
 //! the shim does not understand happens as if it were not there.
@@ -31,9 +31,9 @@ pub const BASE: u64 = 0x7e90_0000_0000;
 /// Bytes that are mapped.
 pub const LEN: u64 = known::END as u64;
 /// Bytes of code, in which calls pass the filter.
-pub const CODE: u64 = 0x1000;
+pub const CODE: u64 = 0x2000;
 /// The process's own switch: not 0 where every call is to come to the engine.
-pub const SWITCH: u64 = BASE + 0x1000;
+pub const SWITCH: u64 = BASE + 0x7000;
 
 /// Where the parts of the file are; [`LEN`] bytes of its beginning are mapped at [`BASE`].
 const TABLE: usize = 0x2000;
@@ -41,6 +41,10 @@ const PREFIXES: usize = 0x4000;
 const NAMES: usize = 0x5000;
 /// Virtual trees of which the shim may say something: see [`known`].
 const MOUNTS: usize = 0x6000;
+/// Objects in which the host differs from a view that sees it through a mount: words found by hash, and up to [`DIFFERENT_PROBES`] steps.
+const DIFFERENT: usize = 0x8_0000;
+const DIFFERENT_COUNT: usize = 1 << 16;
+const DIFFERENT_PROBES: usize = 32;
 const IMAGES: usize = known::END;
 /// Bytes of the file. Pages that nobody writes to take no memory.
 const FILE: usize = 64 << 20;
@@ -49,6 +53,7 @@ const GENERATION: usize = 0;
 const PROC_COUNT: usize = 12;
 const PLANE_COUNT: usize = 24;
 const MOUNT_COUNT: usize = 28;
+const THROUGH: usize = 32;
 /// A byte for each tree: whether it may be spoken of.
 const TREES: usize = 6144;
 const PLANES: usize = 6400;
@@ -232,6 +237,17 @@ pub struct Facts {
     pub targets: Vec<Vec<u8>>,
     /// Trees of which what is [known](crate::known) may be said.
     pub trees: Vec<Tree>,
+    /// Through some mount the host is seen as it is, but for what [differs](Page::differ): nothing is written there.
+    pub through: bool,
+}
+
+/// Something in which the host differs from what a view sees of it through a mount.
+#[derive(Clone, Copy, Debug)]
+pub enum Difference<'a> {
+    /// What has this device and inode number.
+    Object(u64, u64),
+    /// What is at this canonical path, and below it.
+    Name(&'a [u8]),
 }
 
 /// A mounted tree.
@@ -334,10 +350,52 @@ impl Page {
         self.word(GENERATION).store(count | 1, Ordering::SeqCst);
     }
 
-    /// Gives the shim new facts, after [`close`](Self::close). `numbers` are calls by number.
-    pub fn publish(&self, facts: &Facts, numbers: impl Iterator<Item = (u32, Kind)>) {
+    /// Tells of a difference, before it is one. Whether there was room. One at a time, and not at one time with [`publish`](Self::publish).
+    pub fn differ(&self, difference: Difference<'_>) -> bool {
+        match difference {
+            Difference::Object(device, ino) => {
+                let (first, word) = different(device, ino);
+                let place = |step: usize| self.word_at(DIFFERENT + (first + step) % DIFFERENT_COUNT * 8);
+                let found = (0..DIFFERENT_PROBES).map(place).find(|place| {
+                    let there = place.load(Ordering::Relaxed);
+                    there == 0 || there == word
+                });
+                found.map(|place| place.store(word, Ordering::SeqCst)).is_some()
+            }
+            Difference::Name(path) => {
+                self.set_bit(PREFIXES, hash(path));
+                self.set_bit(NAMES, hash(path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()));
+                true
+            }
+        }
+    }
+
+    /// Gives the shim new facts, after [`close`](Self::close). `numbers` are calls by number, `differences` what was told of them before. Whether there was
+    /// room for those; if not, calls with paths come to the engine.
+    pub fn publish<'a>(
+        &self,
+        facts: &Facts,
+        numbers: impl Iterator<Item = (u32, Kind)>,
+        differences: impl Iterator<Item = Difference<'a>>,
+    ) -> bool {
         self.close();
-        let paths = facts.paths && facts.covered.len() <= MOST_COVERED && facts.proc.len() <= MOST_PROC;
+        if self.word32(THROUGH).load(Ordering::Relaxed) != 0 {
+            for index in 0..DIFFERENT_COUNT {
+                self.word_at(DIFFERENT + index * 8).store(0, Ordering::Relaxed);
+            }
+        }
+        for bit in 0..BITS / 8 {
+            self.map_byte(PREFIXES, bit).store(0, Ordering::Relaxed);
+            self.map_byte(NAMES, bit).store(0, Ordering::Relaxed);
+        }
+        let mut has_room = true;
+        for difference in differences {
+            has_room &= self.differ(difference);
+        }
+        // The bit by which the code is told that it looks at the names of components, too.
+        self.word32(THROUGH).store(if facts.through { 8 } else { 0 }, Ordering::Relaxed);
+        let paths =
+            has_room && facts.paths && facts.covered.len() <= MOST_COVERED && facts.proc.len() <= MOST_PROC;
         for (number, kind) in numbers {
             let is_path = matches!(
                 kind,
@@ -362,14 +420,8 @@ impl Page {
                 self.byte(KINDS + number as usize).store(value, Ordering::Relaxed);
             }
         }
-        for bit in 0..BITS / 8 {
-            self.map_byte(PREFIXES, bit).store(0, Ordering::Relaxed);
-            self.map_byte(NAMES, bit).store(0, Ordering::Relaxed);
-        }
         for target in &facts.targets {
-            let name = target.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-            self.set_bit(PREFIXES, hash(target));
-            self.set_bit(NAMES, hash(name));
+            self.differ(Difference::Name(target));
         }
         if paths {
             for (index, (device, ino)) in facts.covered.iter().enumerate() {
@@ -385,6 +437,7 @@ impl Page {
         self.publish_trees(if paths { &facts.trees } else { &[] });
         let count = self.word(GENERATION).load(Ordering::Relaxed);
         self.word(GENERATION).store((count | 1).wrapping_add(1), Ordering::SeqCst);
+        has_room
     }
 
     fn publish_trees(&self, trees: &[Tree]) {
@@ -466,6 +519,12 @@ impl Drop for Page {
         // SAFETY: nothing refers to the memory any more. Other processes have mappings of their own.
         let _ = unsafe { nix::sys::mman::munmap(self.memory.cast(), FILE) };
     }
+}
+
+/// Where a word for an object is looked for first, and the word.
+fn different(device: u64, ino: u64) -> (usize, u64) {
+    let mixed = (device.rotate_left(32) ^ ino).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed >> 48) as usize, mixed | 1)
 }
 
 /// FNV-1a of 32 bits, as the shim computes it.

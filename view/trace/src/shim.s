@@ -1,4 +1,4 @@
-/* The code of the shim; see shim.rs. One page, mapped at a fixed address; nothing refers to anything outside of its file.
+/* The code of the shim; see shim.rs. Two pages, mapped at a fixed address; nothing refers to anything outside of its file.
  *
  * Entry: rax is the call's number, rdi rsi rdx r10 r8 r9 its arguments, rcx the address of a syscall instruction. r11 is free.
  * Exit: either to rcx + 2 with the result in rax, or to rcx with everything as it was.
@@ -9,7 +9,7 @@
     .section .text.veduta_shim, "ax", @progbits
     .p2align 6
 
-    .set SWITCH, 0x1000
+    .set SWITCH, 0x7000
     .set TABLE, 0x2000
     .set PREFIXES, 0x2000            /* from the table on, as the next */
     .set NAMES, 0x3000
@@ -22,9 +22,12 @@
     .set COVERED, 2048
     .set PLANE_COUNT, 24
     .set MOUNT_COUNT, 28
+    .set THROUGH, 32
     .set TREES, 6144
     .set PLANES, 6400
     .set MOUNTS, 0x4000
+    .set DIFFERENT, 0x7e000
+    .set DIFFERENT_PROBES, 32
     /* What is known of virtual trees: known.rs. */
     .set COUNT, 0x0fe000
     .set STARTS, 0x13e000
@@ -62,6 +65,15 @@
     mov R10(%rsp), %r10
     mov R8(%rsp), %r8
     mov R9(%rsp), %r9
+    .endm
+
+    /* Zero flag: no component on the way is one that leads into the view. What somebody put in the place of a file below has other
+     * numbers: so where the host is seen through a mount, its name says that it is one of those. */
+    .macro passes
+    mov THROUGH(%r12), %eax
+    and $8, %eax
+    or $4, %eax
+    test %eax, %ebx
     .endm
 
     /* The struct stat of the record at r9, to the frame, if what was looked at is still so. */
@@ -188,12 +200,37 @@ veduta_shim_start:
     jnz .Ltrap
     test $0x600000, %edx
     jnz .Ltrap
-    mov %edx, %edx
+    cmpl $0, THROUGH(%r12)
+    je 1f
+    test $3, %dl                     /* to write: what is written to is the view's */
+    jnz .Ltrap
+1:  mov %edx, %edx
     or $0x8000, %edx                 /* O_LARGEFILE, as open implies */
     mov %rdx, HOW(%rsp)
     movq $0, HOW+8(%rsp)
     movq $2, HOW+16(%rsp)            /* RESOLVE_NO_MAGICLINKS */
-    call .Lopen_how
+    cmpl $0, THROUGH(%r12)
+    je 2f
+    testl $0x10000, HOW(%rsp)        /* O_DIRECTORY */
+    jnz 2f
+    /* Fifos and devices are the view's own: to open one might wait for ever. */
+    mov $262, %eax                   /* newfstatat */
+    mov %r13, %rdi
+    mov %rbp, %rsi
+    mov %rsp, %rdx
+    mov HOW(%rsp), %r10d
+    and $0x20000, %r10d              /* O_NOFOLLOW, as AT_SYMLINK_NOFOLLOW */
+    shr $9, %r10d
+    syscall
+    test %eax, %eax
+    jnz 2f
+    mov 24(%rsp), %eax
+    and $0xb000, %eax                /* a file or a directory */
+    cmp $0x8000, %eax
+    je 2f
+    test %eax, %eax
+    jnz .Ltrap
+2:  call .Lopen_how
     mov %rax, %r14
     test %rax, %rax
     js .Lopen_failed
@@ -209,7 +246,7 @@ veduta_shim_start:
     call .Lobject
     jnz .Lclose
     call .Lpath
-    test $4, %bl
+    passes
     jnz .Lclose
     call .Lclimbs
     jnz .Lclose
@@ -307,7 +344,7 @@ veduta_shim_start:
     call .Lobject
     jnz .Lknown
     call .Lpath
-    test $4, %bl
+    passes
     jnz .Lknown
     call .Lclimbs
     jnz .Lknown
@@ -326,7 +363,11 @@ veduta_shim_start:
     jmp .Ldecided
 
 .Lstatx:
-    movslq %edi, %r13
+    cmpl $0, THROUGH(%r12)
+    je 1f
+    test $0x5000, %r10d              /* STATX_MNT_ID, STATX_MNT_ID_UNIQUE */
+    jnz .Ltrap
+1:  movslq %edi, %r13
     mov %rsi, %rbp
     arguments
     syscall
@@ -359,6 +400,7 @@ veduta_shim_start:
 .Laccess:
     mov $-100, %r13
     mov %rdi, %rbp
+    mov %esi, %edx
     xor %r10d, %r10d
     jmp .Laccess_with
 .Laccessat:
@@ -373,7 +415,11 @@ veduta_shim_start:
     jnz .Ltrap
     and $0x100, %r10d
 .Laccess_with:
-    mov %r10, HOW(%rsp)
+    cmpl $0, THROUGH(%r12)
+    je 1f
+    test $2, %dl                     /* W_OK */
+    jnz .Ltrap
+1:  mov %r10, HOW(%rsp)
     arguments
     syscall
     mov %rax, %r14
@@ -453,7 +499,12 @@ veduta_shim_start:
 
     /* A virtual directory was removed, and has no path. */
 .Lgetcwd:
-    arguments
+    cmpl $0, THROUGH(%r12)
+    je 1f
+    mov $-100, %r13
+    call .Lstart
+    jnz .Ltrap
+1:  arguments
     syscall
     test %rax, %rax
     jle .Ltrap
@@ -605,13 +656,33 @@ veduta_shim_start:
     mov COVERED_COUNT(%r12), %ecx
     lea COVERED(%r12), %rdi
 3:  sub $1, %ecx
-    js 7f
+    js 5f
     cmp %rdx, 8(%rdi)
     jne 4f
     cmp %rax, (%rdi)
     je 8f
 4:  add $16, %rdi
     jmp 3b
+5:  cmpl $0, THROUGH(%r12)
+    je 7f
+    /* What differs from the host where that is seen through a mount. */
+    rol $32, %rax
+    xor %rdx, %rax
+    movabs $0x9e3779b97f4a7c15, %rdi
+    imul %rdi, %rax
+    mov %rax, %rcx
+    shr $48, %rcx
+    or $1, %rax
+    mov $DIFFERENT_PROBES, %edx
+6:  mov DIFFERENT(%r12,%rcx,8), %rdi
+    test %rdi, %rdi
+    jz 7f
+    cmp %rax, %rdi
+    je 8f
+    inc %ecx
+    movzwl %cx, %ecx
+    dec %edx
+    jnz 6b
 7:  xor %ecx, %ecx
     ret
 8:  or $1, %ecx
