@@ -1,9 +1,10 @@
 //! An open file of a merged tree.
 
+use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
-use veduta_api::{Allocate, Errno, File, Ioctl, OpenFlags, Result, Seek};
+use veduta_api::{Allocate, Errno, File, Filesystem, Ioctl, OpenFlags, Result, Seek};
 
 use crate::setup::Durability;
 use crate::table::Node;
@@ -19,6 +20,8 @@ pub(crate) struct MergedFile {
     flags: OpenFlags,
     /// It lies where changes are made: it will not be copied.
     is_final: bool,
+    /// It lies in a layer that is only read.
+    is_foreign: bool,
 }
 
 impl MergedFile {
@@ -29,7 +32,13 @@ impl MergedFile {
         flags: OpenFlags,
         is_final: bool,
     ) -> Self {
-        Self { tree, node, first, copy: OnceLock::new(), flags, is_final }
+        Self { tree, node, first, copy: OnceLock::new(), flags, is_final, is_foreign: false }
+    }
+
+    /// Says whether it lies in a layer that is only read.
+    pub(crate) fn of_foreign(mut self, is_foreign: bool) -> Self {
+        self.is_foreign = is_foreign;
+        self
     }
 
     fn now(&self) -> &dyn File {
@@ -80,7 +89,16 @@ impl File for MergedFile {
         self.now().seek(what, offset)
     }
     fn ioctl(&self, ioctl: &mut Ioctl<'_>) -> Result<i32> {
-        self.now().ioctl(ioctl)
+        if !self.is_foreign || only_looks(ioctl.command) {
+            return self.now().ioctl(ioctl);
+        }
+        // What else a layer knows might be done to the file below.
+        if !changes_flags(ioctl.command) {
+            return Err(Errno::ENOTTY);
+        }
+        let ioctl = RefCell::new(ioctl);
+        let set = |fs: &dyn Filesystem, ino| fs.open(ino, OpenFlags::READ)?.ioctl(&mut ioctl.borrow_mut());
+        self.tree.change(&self.node, set)
     }
     /// In a view `fstat(2)` on the descriptor itself would tell the real owner and mode.
     fn backing(&self) -> Option<BorrowedFd<'_>> {
@@ -90,4 +108,17 @@ impl File for MergedFile {
     fn backing_may_change(&self) -> bool {
         !self.is_final
     }
+    fn backing_is_foreign(&self) -> bool {
+        (self.is_foreign && self.copy.get().is_none()) || self.now().backing_is_foreign()
+    }
+}
+
+/// Requests that change nothing: `FS_IOC_GETFLAGS`, `FS_IOC_FSGETXATTR`, `FS_IOC_GETVERSION`, their forms of 32 bits, `FS_IOC_FIEMAP`.
+fn only_looks(command: u32) -> bool {
+    matches!(command, 0x8008_6601 | 0x8004_6601 | 0x801c_581f | 0x8008_7601 | 0x8004_7601 | 0xc020_660b)
+}
+
+/// `FS_IOC_SETFLAGS` and `FS_IOC_FSSETXATTR`.
+fn changes_flags(command: u32) -> bool {
+    matches!(command, 0x4008_6602 | 0x4004_6602 | 0x401c_5820)
 }

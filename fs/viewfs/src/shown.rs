@@ -5,8 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use veduta_api::{
-    Attr, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Ioctl, Kind, NewNode,
-    OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
+    Attr, Device, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Ioctl, Kind,
+    NewNode, OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
 };
 
 /// Who has what cannot be told.
@@ -141,6 +141,9 @@ impl Filesystem for Shown {
     }
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.tree.getattr(ino).map(|attr| self.attr(attr))
+    }
+    fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        self.tree.is_made_of(ino, device, st_ino)
     }
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         self.tree.readdir(dir, position, sink)

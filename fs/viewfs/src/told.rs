@@ -236,6 +236,9 @@ impl Filesystem for Watched {
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.fs.getattr(ino)
     }
+    fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        self.fs.is_made_of(ino, device, st_ino)
+    }
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         self.fs.readdir(dir, position, sink)
     }

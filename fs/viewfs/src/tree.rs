@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{
-    Attr, Caching, Differences, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino,
-    Kind, NewNode, OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
+    Attr, Caching, Device, Differences, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem,
+    Ino, Kind, NewNode, OpenFlags, RenameFlags, Result, SetAttr, StatFs, XattrMode,
 };
 use veduta_tree::listing::{Listed, Listing};
 
@@ -854,6 +854,12 @@ impl Filesystem for Tree {
         self.attr(&*self.node(ino)?)
     }
 
+    /// One that was opened below before the copy was made still is.
+    fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        let is = |part: &Part| self.fs(part.layer).is_made_of(part.ino, device, st_ino);
+        self.node(ino).is_ok_and(|node| node.parts().stack.iter().any(is))
+    }
+
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         let node = self.node(dir)?;
         let listing = Arc::clone(self.listings.write().entry(dir).or_default());
@@ -878,8 +884,9 @@ impl Filesystem for Tree {
         let part = parts.content();
         let file = self.fs(part.layer).open(part.ino, flags)?;
         let is_final = node.write_to.is_none_or(|to| part.layer <= to);
+        let is_foreign = node.write_to != Some(part.layer);
         let tree = self.me.upgrade().ok_or(Errno::EIO)?;
-        Ok(Arc::new(MergedFile::new(tree, node, file, flags, is_final)))
+        Ok(Arc::new(MergedFile::new(tree, node, file, flags, is_final).of_foreign(is_foreign)))
     }
 
     fn parent(&self, dir: Ino) -> Result<Ino> {

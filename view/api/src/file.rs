@@ -83,6 +83,13 @@ pub trait File: Send + Sync {
         false
     }
 
+    /// Whether [`backing`](Self::backing) is of something that the tree leaves as it is, whatever happens to the node: a file of a layer that is only
+    /// read. Its content may be read through the descriptor; who would change its mode, owner, times, attributes or flags through it must ask the tree
+    /// instead, and hosts that hand descriptors out see to that.
+    fn backing_is_foreign(&self) -> bool {
+        false
+    }
+
     /// Whether the content is made anew for each opening (info files, pipes of data): never cached, and read to the end
     /// whatever the size in the attributes says.
     fn is_direct(&self) -> bool {

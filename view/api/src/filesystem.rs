@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::{Attr, Errno, File, Ino, Kind, NewNode, OpenFlags, Result, SetAttr, StatFs};
+use crate::{Attr, Device, Errno, File, Ino, Kind, NewNode, OpenFlags, Result, SetAttr, StatFs};
 
 /// What a directory entry leads to: a node, its attributes, and one reference to it.
 #[derive(Clone, Copy, Debug)]
@@ -174,6 +174,12 @@ pub trait Filesystem: Send + Sync {
 
     /// The attributes of a node.
     fn getattr(&self, ino: Ino) -> Result<Attr>;
+
+    /// Whether this object of the host is the node, or a part of it: then an open descriptor of the object stands for the node, also if the tree has made a
+    /// copy since. `st_ino` is the object's inode number.
+    fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        self.getattr(ino).is_ok_and(|attr| attr.st_dev == Some(device) && attr.st_ino == st_ino)
+    }
 
     /// Lists a directory from `position` on: 0, or the `next` of an earlier entry. Neither `.` nor `..` is listed.
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()>;

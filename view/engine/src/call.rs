@@ -143,20 +143,29 @@ impl<'a> Call<'a> {
             if !empty {
                 return Err(Errno::ENOENT);
             }
-            return Ok(match self.start(dirfd)? {
-                Start::Tree(node) => {
-                    let attr = node.attr()?;
-                    let place = Some(Place::Tree(node, attr));
-                    Target::Found(Box::new(Found {
-                        parent: None,
-                        name: Vec::new(),
-                        place,
-                        direct: false,
-                        wants_dir: false,
-                    }))
+            let node = match self.start(dirfd)? {
+                Start::Tree(node) => node,
+                // A working directory from before the mount.
+                Start::Host(path) if walk::is_cwd(dirfd) => {
+                    match self.walker(Limits::default()).locate(&path) {
+                        Ok(Place::Tree(node, _)) => node,
+                        _ => return Ok(Target::PlainlyHost(None)),
+                    }
                 }
-                Start::Host(_) | Start::Opaque => Target::PlainlyHost(None),
-            });
+                Start::Host(_) | Start::Opaque => match self.lent(dirfd as i32)? {
+                    Some(node) => node,
+                    None => return Ok(Target::PlainlyHost(None)),
+                },
+            };
+            let attr = node.attr()?;
+            let place = Some(Place::Tree(node, attr));
+            return Ok(Target::Found(Box::new(Found {
+                parent: None,
+                name: Vec::new(),
+                place,
+                direct: false,
+                wants_dir: false,
+            })));
         }
         let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { self.start(dirfd)? };
         match &start {
@@ -201,6 +210,8 @@ impl<'a> Call<'a> {
         Walker {
             table: &self.table,
             stand_ins: &self.view.stand_ins,
+            lent: &self.view.lent,
+            changes: !crate::lent::only_looks(self),
             task: self.task,
             caller: &self.caller,
             limits,
@@ -210,16 +221,24 @@ impl<'a> Call<'a> {
 
     /// What a descriptor of the task stands for, with a copy of it; `None` if the view is not concerned.
     pub(crate) fn stand_in(&self, number: i32) -> Result<Option<(Arc<StandIn>, OwnedFd)>> {
-        if number < 0 || self.view.stand_ins.is_empty() {
+        if self.view.stand_ins.is_empty() {
             return Ok(None);
         }
-        let fd = match crate::serve::descriptor(self.task, number) {
-            // Ours have no room: whose it is cannot be known.
-            Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => return Err(errno),
-            Err(_) => return Ok(None),
-            Ok(fd) => fd,
-        };
+        let Some(fd) = self.copy_of(number)? else { return Ok(None) };
         Ok(self.view.stand_ins.of_descriptor(fd.as_fd()).map(|stand_in| (stand_in, fd)))
+    }
+
+    /// A copy of a descriptor of the task, if the view may be concerned.
+    pub(crate) fn copy_of(&self, number: i32) -> Result<Option<OwnedFd>> {
+        if number < 0 || (self.view.stand_ins.is_empty() && !self.may_be_lent()) {
+            return Ok(None);
+        }
+        match crate::serve::descriptor(self.task, number) {
+            // Ours have no room: whose it is cannot be known.
+            Err(errno @ (Errno::EMFILE | Errno::ENFILE)) => Err(errno),
+            Err(_) => Ok(None),
+            Ok(fd) => Ok(Some(fd)),
+        }
     }
 
     /// `RLIMIT_FSIZE` of the process: no file grows beyond. Bytes.

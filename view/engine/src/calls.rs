@@ -177,7 +177,8 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
         "mmap" => vec![Test::HasNone(3, MAP_ANONYMOUS)],
         // An address that has a path is longer than its family.
         "sendto" => vec![Test::AtLeast(5, 3)],
-        "fcntl" => vec![Test::Is(1, F_CREATED_QUERY)],
+        // F_SETSIG and F_GETSIG: marks of ours (lent.rs).
+        "fcntl" => vec![Test::Is(1, F_CREATED_QUERY), Test::Is(1, 10), Test::Is(1, 11)],
         // SEEK_SET and SEEK_CUR are right on what stands for a file; its size may not be.
         "lseek" => vec![Test::AtLeast(2, SEEK_END)],
         // Terminals have requests of their own ('T'), sockets too (0x89).
@@ -188,6 +189,11 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
             Test::Within(1, 0x4c00, 0x4d00),
             Test::Within(1, 0x300, 0x340),
             Test::Within(1, 0x5300, 0x5400),
+            // Requests of filesystems ('X', 'f', 0x94, 0xf5) that have no argument.
+            Test::Within(1, 0x5800, 0x5900),
+            Test::Within(1, 0x6600, 0x6700),
+            Test::Within(1, 0x9400, 0x9500),
+            Test::Within(1, 0xf500, 0xf600),
             Test::AtLeast(1, 0x1_0000),
         ],
         _ => Vec::new(),

@@ -43,15 +43,17 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "sendfile" => return sendfile(call),
         "copy_file_range" => return copy_range(call),
         "splice" => return splice(call),
-        "fcntl" => return crate::open::was_created(call),
+        "fcntl" if args[1] as u32 == crate::calls::F_CREATED_QUERY => return crate::open::was_created(call),
+        "fcntl" => return crate::lent::signal(call),
         "getsockname" | "getpeername" => return crate::sockets::name(call),
         _ => {}
     }
-    let Some((stand_in, fd)) = call.stand_in(args[0] as i32)? else {
+    let Some(fd) = call.copy_of(args[0] as i32)? else { return Ok(Answer::GoOn) };
+    let Some(stand_in) = call.view.stand_ins.of_descriptor(fd.as_fd()) else {
         return match name {
-            "getdents64" => crate::through::list(call, false),
-            "getdents" => crate::through::list(call, true),
-            _ => Ok(Answer::GoOn),
+            "getdents64" => crate::through::list(call, &fd, false),
+            "getdents" => crate::through::list(call, &fd, true),
+            _ => crate::lent::serve(call, name, &fd),
         };
     };
     if stand_in.is_native() && !is_ours(name) {
@@ -768,22 +770,7 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
         call.view.stand_ins.collect(Some(stand_in.node.mount.id), 0);
     }
     if matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR) {
-        let place = place(stand_in)?;
-        call.writable(&place)?;
-        if let Place::Tree(_, attr) = &place {
-            let caller = call.caller.on(&stand_in.node.mount);
-            if !caller.is_root() && caller.uid() != attr.uid {
-                return Err(Errno::EPERM);
-            }
-            // `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: only root sets them, and takes them away.
-            let flags = call.task.read_array(call.args[2]).map(u32::from_ne_bytes)?;
-            let (immutable, append) = if command == FS_IOC_SETFLAGS { (0x10, 0x20) } else { (8, 0x10) };
-            let changes = (flags & immutable != 0) != attr.flags.immutable
-                || (flags & append != 0) != attr.flags.append_only;
-            if changes && !caller.is_root() && stand_in.node.mount.checks_permissions() {
-                return Err(Errno::EPERM);
-            }
-        }
+        may_set_flags(call, &place(stand_in)?)?;
     }
     if stand_in.kind == Kind::Directory {
         let node = &stand_in.node;
@@ -798,13 +785,33 @@ fn ioctl(call: &Call<'_>, stand_in: &Arc<StandIn>) -> Outcome {
     file_ioctl(call, &*file)
 }
 
+/// Whether the caller may do to a node what an `ioctl(2)` asks for, if that sets flags.
+pub(crate) fn may_set_flags(call: &Call<'_>, place: &Place) -> Result<()> {
+    let command = call.args[1] as u32;
+    let (true, Place::Tree(node, attr)) = (matches!(command, FS_IOC_SETFLAGS | FS_IOC_FSSETXATTR), place)
+    else {
+        return Ok(());
+    };
+    call.writable(place)?;
+    let caller = call.caller.on(&node.mount);
+    if !caller.is_root() && caller.uid() != attr.uid {
+        return Err(Errno::EPERM);
+    }
+    // `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: only root sets them, and takes them away.
+    let flags = call.task.read_array(call.args[2]).map(u32::from_ne_bytes)?;
+    let (immutable, append) = if command == FS_IOC_SETFLAGS { (0x10, 0x20) } else { (8, 0x10) };
+    let changes =
+        (flags & immutable != 0) != attr.flags.immutable || (flags & append != 0) != attr.flags.append_only;
+    if changes && !caller.is_root() && node.mount.checks_permissions() { Err(Errno::EPERM) } else { Ok(()) }
+}
+
 /// Passes an `ioctl(2)` on to a file.
 pub(crate) fn file_ioctl(call: &Call<'_>, file: &dyn veduta_api::File) -> Outcome {
     with_ioctl(call, |request| guarded(|| file.ioctl(request)))
 }
 
 /// Fetches what a request takes, and brings back what it gives.
-fn with_ioctl(call: &Call<'_>, work: impl FnOnce(&mut Ioctl<'_>) -> Result<i32>) -> Outcome {
+pub(crate) fn with_ioctl(call: &Call<'_>, work: impl FnOnce(&mut Ioctl<'_>) -> Result<i32>) -> Outcome {
     let command = call.args[1] as u32;
     let shape = shape(command);
     let mut input = vec![0; shape.input];

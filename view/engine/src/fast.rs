@@ -296,6 +296,7 @@ impl Fast {
         // In this order: what happens in between is seen.
         inner.watch.renew(table);
         let (mut facts, why_not) = inner.facts(table, !view.all_root);
+        facts.covered.splice(0..0, view.lent.changed());
         let level = view.level();
         // Held until it is told: a plane that is made meanwhile closes the table afterwards.
         let planes = inner.planes.lock();
@@ -338,6 +339,7 @@ impl Fast {
     pub(crate) fn tell_if_changed(&self, view: &View, table: &Table) {
         let Some(inner) = &self.0 else { return };
         let (mut facts, _) = inner.facts(table, !view.all_root);
+        facts.covered.splice(0..0, view.lent.changed());
         facts.proc.extend(inner.planes.lock().iter());
         if inner.told.lock().as_ref() != Some(&(facts, view.level())) {
             self.close();
@@ -618,6 +620,9 @@ impl Inner {
     fn facts(&self, table: &Table, identity: bool) -> (Facts, Option<String>) {
         let mut facts = Facts { identity, ..Facts::default() };
         let why_not = look(table, &mut facts).err();
+        if why_not.is_some() {
+            facts.covered.clear();
+        }
         facts.paths = why_not.is_none();
         facts.trees = table.mounts().iter().filter_map(|mount| self.tree(table, mount)).collect();
         (facts, why_not)

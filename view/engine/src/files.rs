@@ -468,6 +468,15 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     if (old.wants_dir || new.wants_dir) && attr.kind != Kind::Directory {
         return Err(Errno::ENOTDIR);
     }
+    let is_within = |dir: &Arc<Node>, top: &Arc<Node>| {
+        std::iter::successors(Some(Arc::clone(dir)), |dir| dir.parent()).any(|dir| is_same(&dir, top))
+    };
+    if is_within(to_dir, moved) {
+        return Err(Errno::EINVAL);
+    }
+    if matches!(&new.place, Some(Place::Tree(target, _)) if is_within(from_dir, target)) {
+        return Err(if flags.exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+    }
     for place in [&old.parent, &new.parent].into_iter().flatten() {
         call.writable(place)?;
         call.may(place, WRITE | EXECUTE)?;
@@ -632,6 +641,7 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
     Call::unguarded(attr, false)?;
     check_name(directory, &new.name)?;
     let name = OsStr::from_bytes(&new.name);
+    call.changes(source);
     let entry = guarded(|| directory.tree().link(source.ino, directory.ino, name))?;
     call.view.watches.linked(source, directory, name);
     drop(Node::child(directory, name, &entry));
@@ -668,6 +678,7 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
     if node.mount.checks_permissions() {
         call.caller.on(&node.mount).may_change(attr, &mut changes)?;
     }
+    call.changes(node);
     guarded(|| node.tree().setattr(node.ino, &changes))?;
     if let Some(plane) = node.plane() {
         plane.changed(node.ino);
@@ -772,6 +783,7 @@ pub(crate) fn resize(
     if size > attr.size && size > call.file_size_limit()? {
         return Err(call.too_large());
     }
+    call.changes(node);
     let drop_set_id = !call.caller.on(&node.mount).is_root();
     let changes = SetAttr { size: Some(size), drop_set_id, ..SetAttr::default() };
     let work = || {
@@ -959,11 +971,13 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
             };
             let mut value = vec![0; size];
             call.task.read(args[1], &mut value)?;
+            call.changes(node);
             guarded(|| node.tree().setxattr(node.ino, key, &value, mode))?;
             call.view.watches.attributes(node);
             DONE
         }
         _ => {
+            call.changes(node);
             guarded(|| node.tree().removexattr(node.ino, key))?;
             call.view.watches.attributes(node);
             DONE

@@ -27,8 +27,8 @@ use std::task::Waker;
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{
-    Allocate, Attr, Caching, DirEntry, DirSink, Directory, Entry, Facts, File, FileLock, Filesystem, Ino,
-    Ioctl, Kind, NewNode, OpenFlags, Ready, RenameFlags, Result, Seek, SetAttr, StatFs, XattrMode,
+    Allocate, Attr, Caching, Device, DirEntry, DirSink, Directory, Entry, Facts, File, FileLock, Filesystem,
+    Ino, Ioctl, Kind, NewNode, OpenFlags, Ready, RenameFlags, Result, Seek, SetAttr, StatFs, XattrMode,
 };
 use veduta_trace::known::{self, Attributes, Writer};
 use veduta_trace::shim::Page;
@@ -438,6 +438,10 @@ impl Filesystem for Noted {
         found
     }
 
+    fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        self.tree.is_made_of(ino, device, st_ino)
+    }
+
     fn getattr(&self, ino: Ino) -> Result<Attr> {
         let since = self.look();
         let attr = self.tree.getattr(ino)?;
@@ -694,6 +698,10 @@ impl File for NotedFile {
 
     fn backing_may_change(&self) -> bool {
         self.file.as_deref().is_some_and(File::backing_may_change)
+    }
+
+    fn backing_is_foreign(&self) -> bool {
+        self.file.as_deref().is_some_and(File::backing_is_foreign)
     }
 
     fn is_direct(&self) -> bool {

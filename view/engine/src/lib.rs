@@ -34,6 +34,7 @@ mod identity;
 mod inotify;
 mod inplace;
 mod known;
+mod lent;
 mod loops;
 mod mounting;
 mod mounts;

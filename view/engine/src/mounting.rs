@@ -603,7 +603,7 @@ fn known_keys(view: &View, mount: &Mount) -> Vec<Key> {
     view.stand_ins.collect(Some(mount.id), 0);
     let stand_ins = view.stand_ins.of_mount(mount.id);
     let mut keys: Vec<_> = stand_ins.iter().map(|stand_in| stand_in.key).collect();
-    keys.extend(view.backings.lock().iter().filter(|(_, id)| *id == mount.id).map(|(key, _)| *key));
+    keys.extend(view.lent.of_mount(mount.id));
     keys
 }
 
@@ -652,7 +652,7 @@ pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     let written = view.stand_ins.drop_mount(mount.id);
     view.stand_ins.held.forget(mount.id);
     let loops = mount.uses.clone();
-    view.backings.lock().retain(|(_, id)| *id != mount.id);
+    view.lent.end(mount.id);
     // A tree that is mounted elsewhere too goes on.
     let goes_on = mount.alias.is_some()
         || view.table().mounts().iter().any(|other| Arc::ptr_eq(&other.tree, &mount.tree));

@@ -1,7 +1,7 @@
 //! `open(2)` and its relatives.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -237,6 +237,9 @@ pub(crate) fn existing(
             _ => {}
         }
     }
+    if writes {
+        call.changes(node);
+    }
     let mut size = attr.size;
     let plane = if attr.kind == Kind::File && !only_path { plane_of(call, node) } else { None };
     // What the kernel knows is cut by the kernel.
@@ -308,14 +311,8 @@ fn share_backing(
         let now = crate::call::status_flags(&fd)?;
         fcntl(&fd, FcntlArg::F_SETFL(now | kept))?;
     }
-    if let Ok(data) = nix::sys::stat::fstat(fd.as_fd()) {
-        const MOST: usize = 1 << 16;
-        let entry = ((data.st_dev, data.st_ino), node.mount.id);
-        let mut backings = call.view.backings.lock();
-        if backings.len() < MOST && !backings.contains(&entry) {
-            backings.push(entry);
-        }
-    }
+    let is_lent = file.backing_is_foreign() || node.mount.is_read_only();
+    call.view.lent.hand_out(&fd, node, is_lent)?;
     Ok(Some(fd))
 }
 
@@ -399,8 +396,7 @@ fn missing(call: &Call<'_>, found: &Found, flags: OFlag, mode: u32) -> Outcome {
 /// description, for all who get it: as the signal that tells that input is possible, which is the one that it would be in any case.
 fn mark_created(fd: &OwnedFd) {
     if !is_created(fd) {
-        let mark = &mut control(fd, F_SETSIG, libc::SIGIO as u64);
-        if let Err(errno) = raw::call(libc::SYS_fcntl as u32, mark) {
+        if let Err(errno) = crate::lent::mark(fd) {
             tracing::debug!("a new file is not told as such: {}", errno.desc());
         }
     }
@@ -408,30 +404,19 @@ fn mark_created(fd: &OwnedFd) {
 
 /// Whether the kernel itself knows that.
 fn is_created(fd: &OwnedFd) -> bool {
-    raw::call(libc::SYS_fcntl as u32, &mut control(fd, u64::from(F_CREATED_QUERY), 0)) == Ok(1)
+    created_query(fd) == Ok(1)
 }
 
-const F_SETSIG: u64 = 10;
-const F_GETSIG: u64 = 11;
-
-fn control(fd: &OwnedFd, operation: u64, value: u64) -> [Argument<'static>; 3] {
-    [fd.as_raw_fd() as u64, operation, value].map(Argument::Value)
+fn created_query(fd: &OwnedFd) -> Result<i64> {
+    let mut arguments = [fd.as_raw_fd() as u64, u64::from(F_CREATED_QUERY), 0].map(Argument::Value);
+    raw::call(libc::SYS_fcntl as u32, &mut arguments)
 }
 
 /// `fcntl(F_CREATED_QUERY)`
 pub(crate) fn was_created(call: &Call<'_>) -> Outcome {
     let Ok(fd) = crate::serve::descriptor(call.task, call.int(0)) else { return Ok(Answer::GoOn) };
-    let signal = raw::call(libc::SYS_fcntl as u32, &mut control(&fd, F_GETSIG, 0));
-    let is_ours = || {
-        let key = crate::fuseplane::key_of_fd(fd.as_fd());
-        key.is_ok_and(|key| {
-            call.view.stand_ins.find(key).is_some()
-                || call.view.backings.lock().iter().any(|(known, _)| *known == key)
-        })
-    };
-    let knows = raw::call(libc::SYS_fcntl as u32, &mut control(&fd, u64::from(F_CREATED_QUERY), 0)).is_ok();
     // A kernel that does not know the call says so itself.
-    let is_marked = knows && signal == Ok(libc::SIGIO.into()) && is_ours();
+    let is_marked = created_query(&fd).is_ok() && crate::lent::is_marked_created(call, &fd);
     Ok(if is_marked { Answer::Value(1) } else { Answer::GoOn })
 }
 

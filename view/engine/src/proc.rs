@@ -137,8 +137,7 @@ fn fdinfo(call: &Call<'_>, path: &[u8]) -> Result<Option<Vec<u8>>> {
     let text = || host_text(path).map(|text| String::from_utf8_lossy(&text).into_owned());
     let Some(stand_in) = call.view.stand_ins.find(key) else {
         // A descriptor of the host that was handed out for a file of a mount.
-        let id = call.view.backings.lock().iter().find(|(known, _)| *known == key).map(|(_, id)| *id);
-        let Some(id) = id else { return Ok(None) };
+        let Some(id) = call.view.lent.mount_of(key) else { return Ok(None) };
         let line = |line: &str| match line.split_once(':') {
             Some(("mnt_id", _)) => format!("mnt_id:\t{}\n", FIRST_MOUNT + id),
             _ => format!("{line}\n"),

@@ -197,17 +197,12 @@ pub(crate) fn chdir(call: &Call<'_>, node: &Arc<Node>) -> Result<Option<Answer>>
 
 /// `getdents64` on a directory of the host that has come to differ since it was opened. Whoever is in the midst of it goes on with what
 /// the host has; whoever begins is given what the view has.
-pub(crate) fn list(call: &Call<'_>, is_old: bool) -> Outcome {
-    let sees_through = |mount: &&Arc<crate::mounts::Mount>| mount.through.is_some();
-    if !call.table.mounts().iter().any(|mount| sees_through(&mount)) {
-        return Ok(Answer::GoOn);
-    }
-    let Ok(fd) = crate::serve::descriptor(call.task, call.int(0)) else { return Ok(Answer::GoOn) };
+pub(crate) fn list(call: &Call<'_>, fd: &OwnedFd, is_old: bool) -> Outcome {
     let Ok(key) = crate::fuseplane::key_of_fd(fd.as_fd()) else { return Ok(Answer::GoOn) };
     let differs = |mount: &Arc<crate::mounts::Mount>| {
         mount.through.as_ref().is_some_and(|through| !through.is_clear() || through.differs(key))
     };
-    if !call.table.mounts().iter().any(differs) || (!is_marked(&fd) && lseek(&fd, 0, Whence::SeekCur)? != 0) {
+    if !call.table.mounts().iter().any(differs) || (!is_marked(fd) && lseek(fd, 0, Whence::SeekCur)? != 0) {
         return Ok(Answer::GoOn);
     }
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -215,8 +210,8 @@ pub(crate) fn list(call: &Call<'_>, is_old: bool) -> Outcome {
     let path = path.as_os_str().as_bytes();
     let Some(node) = call.view.stand_ins.held.find(call, path)? else { return Ok(Answer::GoOn) };
     let stand_in = call.view.stand_ins.of_node(&node, Kind::Directory, 0)?;
-    mark(&fd);
-    crate::directory::serve(call, &stand_in, &fd, is_old)
+    mark(fd);
+    crate::directory::serve(call, &stand_in, fd, is_old)
 }
 
 /// The node at a path from another.

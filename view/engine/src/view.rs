@@ -65,7 +65,7 @@ pub(crate) struct View {
     /// Memory files that are run as programs, and the program's path in the view.
     pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
     /// Inodes of the host that were handed out for files of a mount.
-    pub backings: Mutex<Vec<(Key, u32)>>,
+    pub(crate) lent: crate::lent::Lent,
     /// What is kept about processes.
     pub(crate) states: crate::states::States,
     /// Some process has a root of its own.
@@ -126,7 +126,7 @@ impl View {
             fast: Fast::default(),
             stand_ins: StandIns::new(home.clone(), planes),
             programs: Mutex::default(),
-            backings: Mutex::default(),
+            lent: crate::lent::Lent::default(),
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
@@ -226,6 +226,7 @@ impl View {
         }
         self.stand_ins.collect(None, 64);
         self.stand_ins.make_room();
+        self.lent.tidy();
         if let Some(_changing) = self.changing.try_lock() {
             // A plane may have been made, which closed the table.
             self.fast.tell_if_changed(self, &self.table());

@@ -25,6 +25,7 @@ use veduta_api::{Attr, Kind, Result};
 use veduta_trace::Task;
 
 use crate::identity::{Caller, EXECUTE};
+use crate::lent::Lent;
 use crate::mounts::{Mount, Table, shown, split};
 use crate::node::{Node, guarded};
 use crate::standin::StandIns;
@@ -106,6 +107,10 @@ pub(crate) struct Walker<'a> {
     pub table: &'a Arc<Table>,
     /// What stands for what.
     pub stand_ins: &'a StandIns,
+    /// What was handed out.
+    pub lent: &'a Lent,
+    /// Something is to be changed where the path leads.
+    pub changes: bool,
     /// Who walks.
     pub task: Task,
     /// As whom.
@@ -517,6 +522,9 @@ impl Walk<'_, '_> {
         let key = crate::fuseplane::key_of(real)?;
         if let Some(stand_in) = self.walker.stand_ins.find(key) {
             return Ok(Link::Node(Arc::clone(&stand_in.node)));
+        }
+        if let Some(node) = self.walker.lent_link(real.as_os_str().as_bytes(), key)? {
+            return Ok(Link::Node(node));
         }
         let by_text = std::fs::symlink_metadata(OsStr::from_bytes(&text));
         let same = text.starts_with(b"/") && by_text.is_ok_and(|data| (data.dev(), data.ino()) == key);

@@ -133,9 +133,7 @@ pub fn kind(name: &str) -> Option<Kind> {
         "getcwd" => Kind::GetCwd,
         "fstat" => Kind::Fstat,
         "mmap" => Kind::Map,
-        "lseek" | "fchmod" | "fchown" | "ftruncate" | "fstatfs" | "fgetxattr" | "flistxattr" => {
-            Kind::Descriptor
-        }
+        "lseek" | "ftruncate" | "fstatfs" | "fgetxattr" | "flistxattr" => Kind::Descriptor,
         "getuid" | "getgid" | "geteuid" | "getegid" | "getresuid" | "getresgid" => Kind::Native,
         _ => return None,
     })
@@ -229,7 +227,7 @@ pub struct Facts {
     pub paths: bool,
     /// Whether it may be told who runs a process.
     pub identity: bool,
-    /// Device and inode of what must come to the engine.
+    /// Device and inode of what must come to the engine, the most important first.
     pub covered: Vec<(u64, u64)>,
     /// Devices of `/proc`, and of virtual trees that the kernel serves: only data is read and written there.
     pub proc: Vec<u64>,
@@ -423,12 +421,14 @@ impl Page {
         for target in &facts.targets {
             self.differ(Difference::Name(target));
         }
+        // Where no paths are decided, what is at the beginning still counts for descriptors.
+        let covered = &facts.covered[..facts.covered.len().min(MOST_COVERED)];
+        for (index, (device, ino)) in covered.iter().enumerate() {
+            self.word(COVERED + index * 16).store(*device, Ordering::Relaxed);
+            self.word(COVERED + index * 16 + 8).store(*ino, Ordering::Relaxed);
+        }
+        self.word32(COVERED_COUNT).store(covered.len() as u32, Ordering::Relaxed);
         if paths {
-            for (index, (device, ino)) in facts.covered.iter().enumerate() {
-                self.word(COVERED + index * 16).store(*device, Ordering::Relaxed);
-                self.word(COVERED + index * 16 + 8).store(*ino, Ordering::Relaxed);
-            }
-            self.word32(COVERED_COUNT).store(facts.covered.len() as u32, Ordering::Relaxed);
             for (index, device) in facts.proc.iter().enumerate() {
                 self.word(PROC + index * 8).store(*device, Ordering::Relaxed);
             }
