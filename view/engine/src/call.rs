@@ -292,9 +292,8 @@ impl<'a> Call<'a> {
                 self.caller.on(&node.mount).may_node(node, attr, wanted)
             }
             // As for root: what nobody may run is no program.
-            Place::Tree(node, attr)
-                if node.mount.is_owned
-                    && wanted & crate::identity::EXECUTE != 0
+            Place::Tree(_, attr)
+                if wanted & crate::identity::EXECUTE != 0
                     && attr.kind == veduta_api::Kind::File
                     && attr.perm.bits() & 0o111 == 0 =>
             {

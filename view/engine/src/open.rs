@@ -53,9 +53,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     let exclusive = flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) && !is_temporary;
     let follow = !flags.contains(OFlag::O_NOFOLLOW) && !exclusive;
     let path = call.task.read_path(path)?;
-    if flags.contains(OFlag::O_CREAT) && path.ends_with(b"/") {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(path.len(), |last| last + 1);
+    let last = path[..end].rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    if flags.contains(OFlag::O_CREAT) && end < path.len() && !matches!(last, b"" | b"." | b"..") {
         // Whatever is there: a file is not made under such a name.
-        let end = path.iter().rposition(|byte| *byte != b'/').map_or(path.len(), |last| last + 1);
         return match call.find_path(dirfd, &path[..end], false, false, limits)? {
             Target::PlainlyHost(_) => Ok(Answer::GoOn),
             Target::Found(_) => Err(Errno::EISDIR),
