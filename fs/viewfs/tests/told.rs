@@ -180,6 +180,9 @@ impl Case {
         let mut here = PathBuf::new();
         let mut links = 0;
         while let Some(name) = left.pop() {
+            if name == "." {
+                continue;
+            }
             if name == ".." {
                 here.pop();
                 continue;
@@ -411,6 +414,9 @@ impl Case {
             let Some(name) = left.pop() else {
                 return object(&here).filter(|number| !heard.objects.contains(number));
             };
+            if name == "." {
+                continue;
+            }
             if name == ".." {
                 here.pop();
                 continue;
@@ -515,8 +521,17 @@ fn populate(root: &Path, random: &mut Random) {
                     files.push(path);
                 }
                 7 => {
-                    let up = ["", "../", "../../"][random.below(depth.min(2) + 1)];
-                    symlink(format!("{up}{}", random.path()), path).unwrap();
+                    // Mostly to what is there.
+                    let target = match files.is_empty() || random.below(4) == 0 {
+                        true => random.path(),
+                        false => {
+                            let file: &PathBuf = &files[random.below(files.len())];
+                            let whole = file.strip_prefix(root).unwrap();
+                            let whole = if random.below(2) == 0 { whole } else { whole.parent().unwrap() };
+                            whole.to_str().unwrap().to_owned()
+                        }
+                    };
+                    symlink(format!("./{}{target}", "../".repeat(depth)), path).unwrap();
                 }
                 8 if !files.is_empty() => {
                     fs::hard_link(&files[random.below(files.len())], path).unwrap();
