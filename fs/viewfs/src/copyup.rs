@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use veduta_api::{
-    Attr, Errno, File, Filesystem, Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, Seek,
-    SetAttr, SetTime, XattrMode,
+    Attr, Device, Errno, File, Filesystem, Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result,
+    Seek, SetAttr, SetTime, XattrMode,
 };
 
 use crate::layer::LostOwner;
@@ -23,6 +23,9 @@ use crate::vstat::{self, Override};
 
 /// Bytes that are copied at a time where the kernel does not copy by itself.
 const CHUNK: usize = 1 << 20;
+
+/// Bytes that are read and written sooner than the kernel has set up a copy of its own.
+const SMALL: u64 = 64 << 10;
 
 /// How much of a file's content is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,10 +303,12 @@ impl Tree {
         // A set-id bit would not outlive what is written.
         let is_plain = is_mine && attr.perm.bits() & 0o7000 == 0;
         let new = NewNode {
+            kind: Kind::File,
             perm: if is_plain { attr.perm } else { Perm::from_mode(0o600) },
+            umask: 0,
             uid: self.uid,
             gid: self.gid,
-            ..own(Kind::File, 0)
+            rdev: Device::default(),
         };
         if node.kind == Kind::File {
             if let Some((ino, file)) = self.make_unnamed(fs, &new)? {
@@ -384,9 +389,11 @@ impl Tree {
     ) -> Result<()> {
         let fs = self.fs(to);
         let mut copied = Copied::Nothing;
+        // While it is open, its attributes are read through the same descriptor.
+        let mut _from = None;
         match (file, content) {
             (Some(file), Some(content)) => {
-                copied = self.copy_content(parts, Some(attr), fs, ino, &**file, content)?;
+                (copied, _from) = self.copy_content(parts, Some(attr), fs, ino, &**file, content)?;
             }
             (Some(_), None) => {
                 let size = SetAttr { size: Some(attr.size), ..SetAttr::default() };
@@ -497,7 +504,7 @@ impl Tree {
         // Made beside, so that a half of it is never seen, and then put in its place within the same file: content that comes under a
         // mark which says that it does not count.
         let file = fs.open(part.ino, OpenFlags::READ_WRITE)?;
-        let copied = self.copy_content(parts, None, fs, part.ino, &*file, content)?;
+        let (copied, _) = self.copy_content(parts, None, fs, part.ino, &*file, content)?;
         match self.rules.durability {
             Durability::Volatile => {}
             Durability::Ordered => copied.write_before_name(&*file)?,
@@ -515,7 +522,7 @@ impl Tree {
         Ok(part)
     }
 
-    /// `known` are the attributes of the node, if they are.
+    /// `known` are the attributes of the node, if they are. Gives the file that was copied too, if it was opened for that.
     fn copy_content(
         &self,
         parts: &Parts,
@@ -524,7 +531,7 @@ impl Tree {
         ino: Ino,
         to: &dyn File,
         content: Content,
-    ) -> Result<Copied> {
+    ) -> Result<(Copied, Option<Arc<dyn File>>)> {
         let part = parts.content();
         let attr = match known {
             Some(attr) if parts.data == 0 => *attr,
@@ -535,14 +542,14 @@ impl Tree {
             Content::MetadataOnly => attr.size,
         };
         if len == 0 {
-            return Ok(Copied::Nothing);
+            return Ok((Copied::Nothing, None));
         }
         let from = self.fs(part.layer).open(part.ino, OpenFlags::READ)?;
         if len == attr.size && self.reflink(&*from, to) {
-            return Ok(Copied::Shared);
+            return Ok((Copied::Shared, Some(from)));
         }
         copy_extents(&*from, fs, ino, to, &attr, len)?;
-        Ok(Copied::Written)
+        Ok((Copied::Written, Some(from)))
     }
 
     /// Has the two files share their content.
@@ -682,7 +689,7 @@ fn copy_ranges(from: &dyn File, to: &dyn File, len: u64) -> Result<()> {
 fn copy_range(from: &dyn File, to: &dyn File, start: u64, end: u64) -> Result<()> {
     let mut at = start;
     if let (Some(source), Some(copy)) = (from.backing(), to.backing()) {
-        while at < end {
+        while at < end && end - start > SMALL {
             let (mut here, mut there) = (at, at);
             let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
             match rustix::fs::copy_file_range(source, Some(&mut here), copy, Some(&mut there), len) {

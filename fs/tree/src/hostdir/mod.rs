@@ -149,11 +149,11 @@ impl HostDir {
         Ok(())
     }
 
-    /// A descriptor of a node, for what works on those of open files too. With `names` held.
+    /// A descriptor of a node, for what works on those of open files too, and on them with less work. With `names` held.
     fn any_fd(&self, ino: Ino) -> Result<NodeFd> {
         self.prove(ino)?;
-        if let Some(fd) = self.table.lock().at_hand(ino) {
-            return Ok(fd);
+        if let Some(file) = self.table.lock().open_file(ino) {
+            return Ok(NodeFd::Open(file));
         }
         Ok(NodeFd::Kept(self.fd(ino)?))
     }
@@ -212,7 +212,7 @@ impl HostDir {
 
     /// Gives a node that was just made the owner and the mode that it is to have, where the kernel chose others. Where the
     /// directory has a default ACL, the mode is the kernel's to choose.
-    fn finish(&self, fd: &OwnedFd, stat: &Statx, new: &NewNode, inherits: bool) -> Result<Statx> {
+    fn finish(&self, dir: &OwnedFd, fd: &OwnedFd, stat: &Statx, new: &NewNode) -> Result<Statx> {
         let mut stat = *stat;
         if (stat.stx_uid, stat.stx_gid) != (new.uid, new.gid) {
             let (uid, gid) = (Uid::from_raw(new.uid), Gid::from_raw(new.gid));
@@ -223,8 +223,8 @@ impl HostDir {
         let wanted = new.masked().bits();
         let is_symlink = Kind::from_mode(stat.stx_mode.into()) == Some(Kind::Symlink);
         // The process's own umask, and the set-group-id bit of a directory, may have changed it.
-        if !inherits && !is_symlink && u32::from(stat.stx_mode) & 0o7777 != wanted {
-            chmod(fd, wanted)?;
+        if !is_symlink && u32::from(stat.stx_mode) & 0o7777 != wanted && !has_default_acl(dir) {
+            chmod_path(fd, wanted)?;
             stat = stat_fd(fd)?;
         }
         Ok(stat)
@@ -240,12 +240,12 @@ impl HostDir {
     ) -> Result<Entry> {
         let _names = self.names.read();
         let dir = self.fd(parent)?;
-        let (mode, inherits) = initial_mode(&dir, new);
+        let mode = initial_mode(&dir, new);
         make(&dir, mode).map_err(errno)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let finished = rustix::fs::openat(&dir, name, flags, Mode::empty())
             .map_err(errno)
-            .and_then(|made| self.finish(&made, &stat_fd(&made)?, new, inherits));
+            .and_then(|made| self.finish(&dir, &made, &stat_fd(&made)?, new));
         match finished {
             Ok(stat) => Ok(self.enter(parent, name, &stat)),
             Err(error) => {
@@ -396,7 +396,7 @@ impl Filesystem for HostDir {
                 last_access: timespec(changes.atime),
                 last_modification: timespec(changes.mtime),
             };
-            rustix::fs::utimensat(CWD, proc_path(&fd), &times, AtFlags::empty()).map_err(errno)?;
+            set_times(&fd, &times)?;
         }
         Ok(attr(&stat_fd(&fd)?))
     }
@@ -411,13 +411,12 @@ impl Filesystem for HostDir {
         let _names = self.names.read();
         let dir = self.fd(parent)?;
         let how = open_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (mode, inherits) = initial_mode(&dir, new);
+        let mode = initial_mode(&dir, new);
         let fd = rustix::fs::openat(&dir, name, how, mode).map_err(errno)?;
-        let stat =
-            stat_fd(&fd).and_then(|stat| self.finish(&fd, &stat, new, inherits)).inspect_err(|_| {
-                // The error that counts is the first one.
-                let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
-            })?;
+        let stat = stat_fd(&fd).and_then(|stat| self.finish(&dir, &fd, &stat, new)).inspect_err(|_| {
+            // The error that counts is the first one.
+            let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+        })?;
         let entry = self.enter(parent, name, &stat);
         let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
         self.table.lock().remember_open(entry.ino, &file);
@@ -456,9 +455,9 @@ impl Filesystem for HostDir {
         // The kernel makes such a file only for writing.
         let how =
             open_flags(OpenFlags { read: true, write: true, ..flags }) | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let (mode, inherits) = initial_mode(&dir, new);
+        let mode = initial_mode(&dir, new);
         let fd = rustix::fs::openat(&dir, ".", how, mode).map_err(errno)?;
-        let stat = self.finish(&fd, &stat_fd(&fd)?, new, inherits)?;
+        let stat = self.finish(&dir, &fd, &stat_fd(&fd)?, new)?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let kept = rustix::fs::open(proc_path(&fd), flags, Mode::empty()).map_err(errno)?;
         let file = Arc::new(HostFile::new(StdFile::from(fd), true));
@@ -511,7 +510,11 @@ impl Filesystem for HostDir {
         let fd = self.any_fd(ino)?;
         let mut value = vec![0; 256];
         loop {
-            match rustix::fs::getxattr(proc_path(&fd), name, &mut value[..]) {
+            let read = match &fd {
+                NodeFd::Open(file) => rustix::fs::fgetxattr(file, name, &mut value[..]),
+                NodeFd::Kept(fd) => rustix::fs::getxattr(proc_path(fd), name, &mut value[..]),
+            };
+            match read {
                 Ok(len) => {
                     value.truncate(len);
                     return Ok(value);
@@ -526,12 +529,15 @@ impl Filesystem for HostDir {
     fn listxattr(&self, ino: Ino) -> Result<Vec<OsString>> {
         let _names = self.names.read();
         let fd = self.any_fd(ino)?;
-        let path = proc_path(&fd);
+        let read = |list: &mut [u8]| match &fd {
+            NodeFd::Open(file) => rustix::fs::flistxattr(file, list),
+            NodeFd::Kept(fd) => rustix::fs::listxattr(proc_path(fd), list),
+        };
         let mut list = vec![0; 512];
-        let len = match rustix::fs::listxattr(&path, &mut list[..]) {
+        let len = match read(&mut list) {
             Err(rustix::io::Errno::RANGE) => {
                 list = vec![0; 65_536];
-                rustix::fs::listxattr(&path, &mut list[..])
+                read(&mut list)
             }
             len => len,
         };
@@ -550,13 +556,21 @@ impl Filesystem for HostDir {
             XattrMode::Create => XattrFlags::CREATE,
             XattrMode::Replace => XattrFlags::REPLACE,
         };
-        rustix::fs::setxattr(proc_path(&fd), name, value, flags).map_err(errno)
+        let set = match &fd {
+            NodeFd::Open(file) => rustix::fs::fsetxattr(file, name, value, flags),
+            NodeFd::Kept(fd) => rustix::fs::setxattr(proc_path(fd), name, value, flags),
+        };
+        set.map_err(errno)
     }
 
     fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         check_xattr_name(name)?;
         let _names = self.names.read();
-        rustix::fs::removexattr(proc_path(&self.any_fd(ino)?), name).map_err(errno)
+        let removed = match self.any_fd(ino)? {
+            NodeFd::Open(file) => rustix::fs::fremovexattr(file, name),
+            NodeFd::Kept(fd) => rustix::fs::removexattr(proc_path(&fd), name),
+        };
+        removed.map_err(errno)
     }
 }
 
@@ -614,7 +628,7 @@ fn list(dir: &OwnedFd) -> Result<Vec<Listed>> {
     Ok(found)
 }
 
-fn set_owner_and_mode(fd: &impl AsFd, changes: &SetAttr) -> Result<()> {
+fn set_owner_and_mode(fd: &NodeFd, changes: &SetAttr) -> Result<()> {
     let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
     let owner = uid.is_some() || gid.is_some();
     if !owner && !changes.drop_set_id {
@@ -639,7 +653,28 @@ fn set_owner_and_mode(fd: &impl AsFd, changes: &SetAttr) -> Result<()> {
     Ok(())
 }
 
-fn chmod(fd: &impl AsFd, mode: u32) -> Result<()> {
+fn chmod(fd: &NodeFd, mode: u32) -> Result<()> {
+    match fd {
+        NodeFd::Open(file) => rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).map_err(errno),
+        NodeFd::Kept(fd) => chmod_path(fd, mode),
+    }
+}
+
+fn set_times(fd: &NodeFd, times: &Timestamps) -> Result<()> {
+    let fd = match fd {
+        NodeFd::Open(file) => return rustix::fs::futimens(file, times).map_err(errno),
+        NodeFd::Kept(fd) => fd,
+    };
+    match rustix::fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8.
+        Err(rustix::io::Errno::INVAL) => {
+            rustix::fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty()).map_err(errno)
+        }
+        done => done.map_err(errno),
+    }
+}
+
+fn chmod_path(fd: &impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmodat(CWD, proc_path(fd), Mode::from_raw_mode(mode), AtFlags::empty()).map_err(errno)
 }
 
@@ -719,14 +754,17 @@ fn check_xattr_name(name: &OsStr) -> Result<()> {
     if !is_acl && name.as_bytes().starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
 }
 
-/// The mode with which a node is made in a directory, and whether that has a default ACL: the umask is then not applied.
-fn initial_mode(dir: &OwnedFd, new: &NewNode) -> (Mode, bool) {
+/// The mode with which a node is made in a directory. If that has a default ACL, the umask is not applied.
+fn initial_mode(dir: &OwnedFd, new: &NewNode) -> Mode {
+    let is_masked = new.masked() != new.perm;
+    let by_acl = is_masked && new.kind != Kind::Symlink && has_default_acl(dir);
+    Mode::from_raw_mode(if by_acl { new.perm } else { new.masked() }.bits())
+}
+
+fn has_default_acl(dir: &OwnedFd) -> bool {
     let acl = rustix::fs::getxattr(proc_path(dir), DEFAULT_ACL, &mut [0_u8; 64][..]);
     // A longer one does not fit, but is there.
-    let has_acl = matches!(acl, Ok(1..) | Err(rustix::io::Errno::RANGE));
-    let inherits = new.kind != Kind::Symlink && has_acl;
-    let perm = if inherits { new.perm } else { new.masked() };
-    (Mode::from_raw_mode(perm.bits()), inherits)
+    matches!(acl, Ok(1..) | Err(rustix::io::Errno::RANGE))
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {

@@ -331,7 +331,12 @@ impl Table {
         if let Some(fd) = self.kept(ino) {
             return Some(NodeFd::Kept(fd));
         }
-        self.opened.get(&ino)?.iter().find_map(Weak::upgrade).map(NodeFd::Open)
+        self.open_file(ino).map(NodeFd::Open)
+    }
+
+    /// A file that somebody has open.
+    pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<HostFile>> {
+        self.opened.get(&ino)?.iter().find_map(Weak::upgrade)
     }
 
     pub(super) fn listing(&mut self, ino: Ino) -> Result<Arc<Listing>> {
