@@ -221,6 +221,11 @@ pub(crate) fn existing(
             call.writable(place)?;
             Call::unguarded(attr, flags.contains(OFlag::O_APPEND) && !truncates)?;
         }
+        let is_listed = attr.kind == Kind::Directory && wanted.read && !node.mount.checks_permissions();
+        if is_listed && caller.may_node(node, attr, READ).is_err() {
+            // The tree decides, and would tell only when it is listed.
+            guarded(|| node.tree().opendir(node.ino))?;
+        }
         if node.mount.of_host && !matches!(attr.kind, Kind::File | Kind::Directory) {
             let path = node.shows().ok_or(Errno::ENXIO)?;
             return crate::host::again(call, &[&path]);

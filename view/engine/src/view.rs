@@ -197,6 +197,14 @@ impl View {
         self.level() < Level::Files && self.stand_ins.emulates.load(Ordering::Acquire)
     }
 
+    /// Whether that may come to be, with what is mounted now.
+    pub(crate) fn may_emulate(&self) -> bool {
+        let is_native = |mount: &crate::mounts::Mount| {
+            (mount.facts.backing && self.takes_backing()) || self.plane_of(mount).is_some()
+        };
+        self.level() < Level::Files && !self.table().mounts().iter().all(|mount| is_native(mount))
+    }
+
     /// A number for a mount.
     pub(crate) fn new_mount_id(&self) -> u32 {
         self.next_mount.fetch_add(1, Ordering::Relaxed)
@@ -224,6 +232,7 @@ impl View {
                 tracing::error!("a shared mapping cannot be written: {}", errno.desc());
             }
         }
+        self.stand_ins.collect_unlinked();
         self.stand_ins.collect(None, 64);
         self.stand_ins.make_room();
         self.lent.tidy();
