@@ -42,6 +42,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     check_flags(name, &args)?;
     let empty = |index| flag(index, libc::AT_EMPTY_PATH);
     let follow = |index| !flag(index, libc::AT_SYMLINK_NOFOLLOW);
+    if let Some(answer) = crate::renumbered::stat(call, name)? {
+        return Ok(answer);
+    }
     match name {
         "open" | "openat" | "openat2" | "creat" => crate::open::serve(call, name),
         "stat" => on_node(call, CWD, args[0], true, false, |place| stat(call, place, args[1])),

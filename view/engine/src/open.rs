@@ -271,7 +271,7 @@ pub(crate) fn existing(
         size = 0;
     }
     if attr.kind == Kind::File && !only_path {
-        if let Some(fd) = backing(call, node, wanted, flags)? {
+        if let Some(fd) = backing(call, (node, attr), wanted, flags)? {
             return Ok(answer(fd, flags));
         }
     }
@@ -292,17 +292,22 @@ fn plane_of(call: &Call<'_>, node: &Arc<Node>) -> Option<Arc<crate::fuseplane::P
 }
 
 /// A descriptor of the host that a file has.
-fn backing(call: &Call<'_>, node: &Arc<Node>, wanted: OpenFlags, flags: OFlag) -> Result<Option<OwnedFd>> {
+fn backing(
+    call: &Call<'_>,
+    (node, attr): (&Arc<Node>, &Attr),
+    wanted: OpenFlags,
+    flags: OFlag,
+) -> Result<Option<OwnedFd>> {
     if !hands_out(call, node) {
         return Ok(None);
     }
     let file = guarded(|| node.tree().open(node.ino, wanted))?;
-    share_backing(call, node, &*file, flags)
+    share_backing(call, (node, attr), &*file, flags)
 }
 
 fn share_backing(
     call: &Call<'_>,
-    node: &Arc<Node>,
+    (node, attr): (&Arc<Node>, &Attr),
     file: &dyn File,
     flags: OFlag,
 ) -> Result<Option<OwnedFd>> {
@@ -318,6 +323,7 @@ fn share_backing(
     }
     let is_lent = file.backing_is_foreign() || node.mount.is_read_only();
     call.view.lent.hand_out(&fd, node, is_lent)?;
+    call.view.renumbered.note(&fd, (crate::stat::device(&node.mount, attr), attr.st_ino));
     Ok(Some(fd))
 }
 
@@ -439,7 +445,7 @@ fn made(call: &Call<'_>, node: &Arc<Node>, attr: &Attr, file: Arc<dyn File>, fla
                 Err(errno) => return Err(errno),
             }
         };
-        if let Some(fd) = share_backing(call, node, &*opened, flags)? {
+        if let Some(fd) = share_backing(call, (node, attr), &*opened, flags)? {
             return Ok(answer(fd, flags));
         }
         return made_by_driver(call, node, attr, opened, flags);

@@ -66,6 +66,8 @@ pub(crate) struct View {
     pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
     /// Inodes of the host that were handed out for files of a mount.
     pub(crate) lent: crate::lent::Lent,
+    /// Those of them that are shown with other numbers.
+    pub(crate) renumbered: crate::renumbered::Renumbered,
     /// What is kept about processes.
     pub(crate) states: crate::states::States,
     /// Some process has a root of its own.
@@ -127,6 +129,7 @@ impl View {
             stand_ins: StandIns::new(home.clone(), planes),
             programs: Mutex::default(),
             lent: crate::lent::Lent::default(),
+            renumbered: crate::renumbered::Renumbered::default(),
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
