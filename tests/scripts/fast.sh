@@ -254,6 +254,7 @@ int main(void) {
 END
     gcc -O1 -o own own.c 2>/dev/null && gcc -O1 -pthread -o more more.c 2>/dev/null
     alike "a program that filters calls itself, and handles SIGSYS" './own; echo $?; ./own; cat outer/file'
+    same "a program that filters calls itself is not ended when files are emulated" "0" "$(VEDUTA_PLANE=emulated fast -- sh -c './own >/dev/null; echo $?' 2>&1)"
     alike "signals, alternate stacks, longjmp, cancelled threads, vfork" './more'
     gcc -O1 -static -o static more.c -pthread 2>/dev/null && alike "a static program" './static'
     if gcc -fsanitize=address -O1 -o asan more.c -pthread 2>/dev/null; then alike "a program with AddressSanitizer" 'ASAN_OPTIONS=detect_leaks=0 ./asan'; fi

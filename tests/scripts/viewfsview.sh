@@ -156,6 +156,41 @@ new
 file" "$(xargs <mine/conf/file; stat -c %a mine/conf/keep; cat mine/new/deep/file; stat -c %h mine/conf/hard; readlink mine/conf/sym)"
 check "B4 over /: what was deleted is gone" test ! -e mine/old
 same "B4 over /: nothing is left of the work" "" "$(find mine try -name '.veduta*')"
+# What is copied up stays the file that it was, by name and by descriptor: git looks at a file before it links it and after.
+rm -rf mine try; mkdir -p mine/d try; echo one >mine/f; echo two >mine/g; echo three >mine/d/h; chmod 444 mine/g
+# numbers PATH...: as stat(2) tells them, as readdir(3) does, and as fstat(2) does.
+cat >numbers.sh <<'END'
+numbers() { for name; do echo $(stat -c '%d %i' "$name") $(ls -id "$name") $(stat -L -c '%d %i' - <"$name"); done; }
+cd "$TMP/mine"; numbers f g d
+END
+before=$(bash numbers.sh)
+same "B4 over /: numbers of files stay when they are changed, linked or get other names" "$before
+$before
+$before
+two more 2
+one more" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c '. ./numbers.sh; echo more >>f; ln g k; chmod u+w g; echo more >>k; echo new >d/n; numbers f g d
+    cp f c && cp c f && mv f e && mv e f && rm d/h; numbers f g d; echo $(cat g) $(stat -c %h k); cp -p f c && mv c d/n && xargs <d/n' 2>&1)"
+same "B4 over /: a file that takes the number of a removed one has its own" same "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c 'cd "$TMP/mine"; rm -f k g f; for n in 1 2 3 4 5 6 7 8; do
+    echo $n >new$n; [ "$(stat -c "%d %i" new$n)" = "$(stat -L -c "%d %i" - <new$n)" ] || echo "new$n differs"; done; echo same' 2>&1)"
+if command -v git >/dev/null; then
+    rm -rf mine try; mkdir mine try
+    (cd mine && git init -q repo && cd repo && git config user.email a@b && git config user.name n && echo 1 >f && git add f && git commit -qm one) >log 2>&1
+    same "B4 over /: git clone of what lies beside" "one 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- sh -c 'cd "$TMP/mine"; HOME=$TMP git clone -q repo copy && cd copy && echo $(git log --format=%s; cat f)' 2>&1)"
+else
+    skip "no git here" fine
+fi
+rm -rf mine try; mkdir mine try; mkdir -m 0 mine/closed
+[ "$(id -u)" = 0 ] || same "B4 over /: a directory that may not be read is not opened" "ls: cannot open directory '$TMP/mine/closed': Permission denied" \
+    "$(timeout -k 1 60 "$VEDUTA" run -N --mount "viewfs:try:$TMP/mine:cow" -- ls "$TMP/mine/closed" 2>&1)"
+rmdir mine/closed
+# Deeper than a path may be long.
+! command -v python3 >/dev/null || same "B4 over /: files far down are told of by their descriptors" "1 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- python3 -c '
+import os
+os.chdir(os.environ["TMP"] + "/mine")
+for n in range(200):
+    os.mkdir("abcdefghijklmnopqrstuvwxyz"); os.chdir("abcdefghijklmnopqrstuvwxyz")
+f = open("f", "w"); f.write("x"); f.flush()
+print(os.fstat(f.fileno()).st_size, os.stat("f").st_size)' 2>&1)"
 # Killed at any point: a file is the old or the new one, and the next commit completes it.
 rm -rf mine try; mkdir mine try; for n in $(seq 12); do mkdir "mine/$n"; head -c 600000 /dev/zero | tr '\0' A >"mine/$n/file"; done
 timeout -k 1 60 "$VEDUTA" run -N --cow try -- sh -c 'cd "$TMP/mine"; for n in */; do tr A B <$n/file >t; cat t >$n/file; done; rm t; mkdir 1/new' >log 2>&1

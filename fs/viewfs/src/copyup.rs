@@ -135,6 +135,12 @@ impl Tree {
         // Above what lies below it, and (a directory) below what lies above.
         let at = stack.iter().position(|other| other.layer > to).unwrap_or(stack.len());
         stack.insert(at, part.clone());
+        if self.rules.keeps_numbers && node.kind != Kind::Directory {
+            if let Ok(copy) = self.fs(to).getattr(ino) {
+                self.tell_node(&copy);
+                self.copied.lock().insert(copy.st_ino, node.shown);
+            }
+        }
         node.set_parts(Parts { stack, data: if meta_only { parts.data + 1 } else { 0 } });
         Ok((part, file))
     }
@@ -300,8 +306,8 @@ impl Tree {
     ) -> Result<Copy> {
         let fs = self.fs(to);
         let is_mine = !self.rules.vstat && (attr.uid, attr.gid) == (self.uid, self.gid);
-        // A set-id bit would not outlive what is written.
-        let is_plain = is_mine && attr.perm.bits() & 0o7000 == 0;
+        // A set-id bit would not outlive what is written, and marks are not set on what its owner may not write.
+        let is_plain = is_mine && attr.perm.bits() & 0o7200 == 0o200;
         let new = NewNode {
             kind: Kind::File,
             perm: if is_plain { attr.perm } else { Perm::from_mode(0o600) },

@@ -164,6 +164,7 @@ impl Module for Viewfs {
         let mut setup = take_words(&mut request.options)?;
         setup.read_only = request.read_only;
         setup.real_numbers = request.world.shows_real_numbers();
+        setup.keeps_numbers = request.world.puts_numbers_right();
         let mut lowers = take_lowers(&mut request.options)?;
         if stacked {
             if mode.is_some() || !lowers.is_empty() {

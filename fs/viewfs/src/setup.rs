@@ -101,6 +101,8 @@ pub struct Setup {
     /// Nodes show the device and the number of the file behind, as `fstat(2)` on its descriptor does: for a view. Otherwise numbers
     /// are of the tree, and stay when a file is copied up.
     pub real_numbers: bool,
+    /// With that: what is copied up keeps the numbers that it had, and whoever serves the tree tells them for descriptors too.
+    pub keeps_numbers: bool,
     /// Nodes are shown with other owners than they have, by who wraps the tree.
     pub disguised: bool,
     /// The layers below are not written down.
@@ -158,6 +160,7 @@ impl Setup {
             shared: self.renew || below.is_some() || matches!(self.mode, Mode::Bind | Mode::MinCow),
             own_permissions: self.own_permissions,
             real_numbers: self.real_numbers,
+            keeps_numbers: self.real_numbers && self.keeps_numbers,
             disguised: self.disguised,
             prefix,
         };

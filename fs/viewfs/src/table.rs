@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use veduta_api::{Errno, Ino, Kind, Result};
+use veduta_api::{Device, Errno, Ino, Kind, Result};
 
 use crate::points::Points;
 
@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
     /// What users see as its number, for as long as it lives.
     pub(crate) st_ino: u64,
+    /// What they see in a view that puts numbers right: number and device of what it was when it was first seen.
+    pub(crate) shown: (u64, Option<Device>),
     parts: RwLock<Arc<Parts>>,
     /// Held while it is copied up.
     pub(crate) copying: Mutex<()>,
@@ -119,6 +121,7 @@ impl Node {
 pub(crate) struct Draft {
     pub(crate) kind: Kind,
     pub(crate) st_ino: u64,
+    pub(crate) shown: (u64, Option<Device>),
     pub(crate) parts: Parts,
     pub(crate) points: Option<Arc<Points>>,
     pub(crate) write_to: Option<LayerNumber>,
@@ -133,6 +136,7 @@ impl Draft {
             ino,
             kind: self.kind,
             st_ino: self.st_ino,
+            shown: self.shown,
             parts: RwLock::new(Arc::new(self.parts)),
             copying: Mutex::new(()),
             names: Mutex::new(()),

@@ -59,6 +59,8 @@ pub(crate) struct Rules {
     pub(crate) own_permissions: bool,
     /// Nodes show the numbers of the files behind.
     pub(crate) real_numbers: bool,
+    /// Those of the files below, when they have been copied up.
+    pub(crate) keeps_numbers: bool,
     /// Owners are shown otherwise than they are.
     pub(crate) disguised: bool,
     pub(crate) prefix: Prefix,
@@ -78,6 +80,8 @@ pub(crate) struct Tree {
     /// The upper layer of a tree that is only read, and its links.
     links: Option<(LayerNumber, Ino)>,
     pub(crate) table: Mutex<Table>,
+    /// With `keeps_numbers`: of each copy that was made through this mount, by its number, what it shows.
+    pub(crate) copied: Mutex<HashMap<u64, (u64, Option<Device>)>>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) next_name: AtomicU64,
@@ -186,10 +190,11 @@ impl Tree {
             });
         }
         let root = &layers[usize::from(stack.last().map_or(0, |part| part.layer))];
-        let st_ino = root.fs.getattr(root.root)?.st_ino;
+        let attr = root.fs.getattr(root.root)?;
         let draft = Draft {
             kind: Kind::Directory,
-            st_ino,
+            st_ino: attr.st_ino,
+            shown: (attr.st_ino, attr.st_dev),
             parts: Parts { stack, data: 0 },
             points: (!points.is_empty()).then(|| Arc::new(points)),
             write_to: rules.write_to,
@@ -213,6 +218,7 @@ impl Tree {
             state,
             links,
             table,
+            copied: Mutex::default(),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             next_name: AtomicU64::new(1),
@@ -269,6 +275,13 @@ impl Tree {
     /// Whether a layer has others below it, so that marks in it mean something.
     pub(crate) fn has_below(&self, layer: LayerNumber) -> bool {
         usize::from(layer) + 1 < self.union
+    }
+
+    /// What a copy shows that was made through this mount: the number and the device of what it was made from. `mark`: the number that its
+    /// mark tells, without which the inode may be another's by now.
+    fn copied_from(&self, copy: u64, mark: Option<u64>) -> Option<(u64, Option<Device>)> {
+        let from = self.copied.lock().get(&copy).copied()?;
+        (mark == Some(from.0)).then_some(from)
     }
 
     fn fold(&self, layer: LayerNumber, st_ino: u64) -> u64 {
@@ -547,16 +560,17 @@ impl Tree {
             }
             _ => top,
         };
-        let st_ino = if numbered.layer == top.layer {
-            marks.ino.unwrap_or_else(|| self.fold(top.layer, attr.st_ino))
+        let (st_ino, shown) = if numbered.layer == top.layer {
+            let st_ino = marks.ino.unwrap_or_else(|| self.fold(top.layer, attr.st_ino));
+            (st_ino, self.copied_from(attr.st_ino, marks.ino).unwrap_or((attr.st_ino, attr.st_dev)))
         } else {
-            let st_ino =
-                self.fs(numbered.layer).getattr(numbered.ino).map_or(attr.st_ino, |attr| attr.st_ino);
-            self.fold(numbered.layer, st_ino)
+            let below = self.fs(numbered.layer).getattr(numbered.ino).unwrap_or(attr);
+            (self.fold(numbered.layer, below.st_ino), (below.st_ino, below.st_dev))
         };
         let draft = Draft {
             kind: attr.kind,
             st_ino,
+            shown,
             parts,
             points: points.filter(|points| !points.is_empty()),
             write_to,
@@ -575,6 +589,8 @@ impl Tree {
     pub(crate) fn dress(&self, node: &Node, mut attr: Attr) -> Result<Attr> {
         if !self.rules.real_numbers {
             (attr.st_ino, attr.st_dev) = (node.st_ino, None);
+        } else if self.rules.keeps_numbers {
+            (attr.st_ino, attr.st_dev) = node.shown;
         }
         attr.kind = node.kind;
         let parts = node.parts();
@@ -660,7 +676,8 @@ impl Tree {
                 }
                 if seen.contains(&entry.name) {
                     if let Some(first) = directories.remove(&entry.name) {
-                        if entry.kind == Some(Kind::Directory) && !self.rules.real_numbers {
+                        let keeps = self.rules.keeps_numbers || !self.rules.real_numbers;
+                        if entry.kind == Some(Kind::Directory) && keeps {
                             listed[first].st_ino = self.fold(part.layer, entry.st_ino);
                         }
                     }
@@ -673,7 +690,11 @@ impl Tree {
                 }
                 let is_directory = entry.kind == Some(Kind::Directory);
                 entry.st_ino = self.fold(part.layer, entry.st_ino);
-                if is_upper && is_impure && !is_directory && !self.rules.real_numbers {
+                let is_kept = || match self.rules.real_numbers {
+                    true => self.copied.lock().contains_key(&entry.st_ino),
+                    false => true,
+                };
+                if is_upper && is_impure && !is_directory && is_kept() {
                     if let Some(found) = self.find(node, &entry.name)? {
                         entry.st_ino = found.marks.ino.unwrap_or(entry.st_ino);
                         self.release(&found.parts.stack);

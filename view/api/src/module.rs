@@ -144,6 +144,12 @@ pub trait World {
         false
     }
 
+    /// Whether it is enough for that to show the same numbers always: where they are not those of the file behind, the host puts right what
+    /// `fstat(2)` says. So a file can keep its numbers when another one takes its place behind.
+    fn puts_numbers_right(&self) -> bool {
+        false
+    }
+
     /// A link, by its VNL address.
     fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError>;
 

@@ -135,8 +135,6 @@ fn rule(row: &Row, level: Level, who: Who, fast: bool) -> Option<Rule> {
         Mount | Exec => true,
         // Before somebody is traced, the view grows for the last time. What one filter catches, the larger ones must.
         Task if row.name == "ptrace" => true,
-        // Those that filter calls themselves do without the fast path.
-        Task if row.name == "seccomp" => fast && level >= Level::Mounted,
         Path | Task => level >= Level::Mounted,
         File => level >= Level::Files || (level == Level::Mounted && is_native_exception(row.name)),
         Identity => level >= Level::Mounted && who != Who::Root,
@@ -165,8 +163,9 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
     match name {
         "prctl" => {
             let ours: &[u32] = if who == Who::AllRoot { &crate::who::PRCTLS } else { &[] };
-            let filters: &[u32] = if fast { &[PR_SET_SECCOMP, PR_SET_SYSCALL_USER_DISPATCH] } else { &[] };
-            let all = [&[PR_SET_DUMPABLE], filters, ours].concat();
+            // Those that filter calls themselves do without the fast path.
+            let filters: &[u32] = if fast { &[PR_SET_SYSCALL_USER_DISPATCH] } else { &[] };
+            let all = [&[PR_SET_DUMPABLE, PR_SET_SECCOMP], filters, ours].concat();
             all.into_iter().map(|operation| Test::Is(0, operation)).collect()
         }
         "getrlimit" | "setrlimit" => vec![Test::Is(0, crate::states::LIMIT)],

@@ -48,6 +48,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         "getsockname" | "getpeername" => return crate::sockets::name(call),
         _ => {}
     }
+    if let Some(answer) = crate::renumbered::stat(call, name)? {
+        return Ok(answer);
+    }
     let Some(fd) = call.copy_of(args[0] as i32)? else { return Ok(Answer::GoOn) };
     let Some(stand_in) = call.view.stand_ins.of_descriptor(fd.as_fd()) else {
         return match name {

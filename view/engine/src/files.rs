@@ -42,6 +42,9 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     check_flags(name, &args)?;
     let empty = |index| flag(index, libc::AT_EMPTY_PATH);
     let follow = |index| !flag(index, libc::AT_SYMLINK_NOFOLLOW);
+    if let Some(answer) = crate::renumbered::stat(call, name)? {
+        return Ok(answer);
+    }
     match name {
         "open" | "openat" | "openat2" | "creat" => crate::open::serve(call, name),
         "stat" => on_node(call, CWD, args[0], true, false, |place| stat(call, place, args[1])),
@@ -405,6 +408,7 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
         plane.unlinked(node.ino);
     }
     call.view.watches.removed(directory, name, attr.kind);
+    call.view.stand_ins.unlinked(node);
     DONE
 }
 
@@ -531,6 +535,7 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
             if let Some(plane) = target.plane() {
                 plane.unlinked(target.ino);
             }
+            call.view.stand_ins.unlinked(target);
         }
         _ => {}
     }
@@ -810,6 +815,7 @@ pub(crate) fn resize(
 /// `statfs` of a place in a tree.
 pub(crate) fn statfs(call: &Call<'_>, place: &Place, address: u64) -> Outcome {
     let (node, _) = node(place)?;
+    call.view.stand_ins.collect_unlinked();
     let facts = guarded(|| node.tree().statfs())?;
     call.task.write(address, &crate::stat::statfs(&node.mount, &facts))?;
     DONE

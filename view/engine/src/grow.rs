@@ -94,7 +94,9 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
     // A filter is added to all threads of a process at once.
     let mut equipped = HashSet::new();
     stopped.iter_mut().filter(|task| equipped.insert(task.leader())).for_each(equip);
-    // The children of those that are still waited for go on, and may have the view grow further.
+    // The children of those that are still waited for go on, and may have the view grow further. Who asked goes on last: it may be about
+    // to trace one of the others.
+    stopped.sort_by_key(|task| task.tid() == tid);
     drop(stopped);
     drop(growing);
     view.tell_fast();

@@ -42,6 +42,7 @@ mod node;
 mod open;
 mod proc;
 mod ranges;
+mod renumbered;
 mod run;
 mod serve;
 mod sockets;

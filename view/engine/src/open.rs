@@ -222,6 +222,11 @@ pub(crate) fn existing(
             call.writable(place)?;
             Call::unguarded(attr, flags.contains(OFlag::O_APPEND) && !truncates)?;
         }
+        let is_listed = attr.kind == Kind::Directory && wanted.read && !node.mount.checks_permissions();
+        if is_listed && caller.may_node(node, attr, READ).is_err() {
+            // The tree decides, and would tell only when it is listed.
+            guarded(|| node.tree().opendir(node.ino))?;
+        }
         if node.mount.of_host && !matches!(attr.kind, Kind::File | Kind::Directory) {
             let path = node.shows().ok_or(Errno::ENXIO)?;
             return crate::host::again(call, &[&path]);
@@ -267,7 +272,7 @@ pub(crate) fn existing(
         size = 0;
     }
     if attr.kind == Kind::File && !only_path {
-        if let Some(fd) = backing(call, node, wanted, flags)? {
+        if let Some(fd) = backing(call, (node, attr), wanted, flags)? {
             return Ok(answer(fd, flags));
         }
     }
@@ -288,17 +293,22 @@ fn plane_of(call: &Call<'_>, node: &Arc<Node>) -> Option<Arc<crate::fuseplane::P
 }
 
 /// A descriptor of the host that a file has.
-fn backing(call: &Call<'_>, node: &Arc<Node>, wanted: OpenFlags, flags: OFlag) -> Result<Option<OwnedFd>> {
+fn backing(
+    call: &Call<'_>,
+    (node, attr): (&Arc<Node>, &Attr),
+    wanted: OpenFlags,
+    flags: OFlag,
+) -> Result<Option<OwnedFd>> {
     if !hands_out(call, node) {
         return Ok(None);
     }
     let file = guarded(|| node.tree().open(node.ino, wanted))?;
-    share_backing(call, node, &*file, flags)
+    share_backing(call, (node, attr), &*file, flags)
 }
 
 fn share_backing(
     call: &Call<'_>,
-    node: &Arc<Node>,
+    (node, attr): (&Arc<Node>, &Attr),
     file: &dyn File,
     flags: OFlag,
 ) -> Result<Option<OwnedFd>> {
@@ -314,6 +324,7 @@ fn share_backing(
     }
     let is_lent = file.backing_is_foreign() || node.mount.is_read_only();
     call.view.lent.hand_out(&fd, node, is_lent)?;
+    call.view.renumbered.note(&fd, (crate::stat::device(&node.mount, attr), attr.st_ino));
     Ok(Some(fd))
 }
 
@@ -435,7 +446,7 @@ fn made(call: &Call<'_>, node: &Arc<Node>, attr: &Attr, file: Arc<dyn File>, fla
                 Err(errno) => return Err(errno),
             }
         };
-        if let Some(fd) = share_backing(call, node, &*opened, flags)? {
+        if let Some(fd) = share_backing(call, (node, attr), &*opened, flags)? {
             return Ok(answer(fd, flags));
         }
         return made_by_driver(call, node, attr, opened, flags);

@@ -320,7 +320,8 @@ impl StandIn {
     }
 
     fn write_back_locked(&self, memory: &Memory) -> Result<()> {
-        if !memory.stores {
+        // Nobody can look for what a file without a name holds, but those who have it open, and they find it in memory.
+        if !memory.stores || self.node.attr().is_ok_and(|attr| attr.nlink == 0) {
             return Ok(());
         }
         let (file, fd) = (self.file(true)?, self.fd()?);
@@ -487,6 +488,8 @@ pub(crate) struct StandIns {
     collecting: Mutex<()>,
     /// With so many, those that nobody uses are let go.
     crowd: AtomicUsize,
+    /// Files that lost a name while they were in use: if it was the last one, the tree has their space back when they are let go.
+    unlinked: Mutex<HashSet<Key>>,
     /// What the kernel itself serves.
     pub planes: Planes,
     /// There are files whose reads and writes the engine must see.
@@ -536,6 +539,7 @@ impl StandIns {
             made: AtomicU64::new(0),
             collecting: Mutex::default(),
             crowd: AtomicUsize::new(few()),
+            unlinked: Mutex::default(),
         }
     }
 
@@ -623,22 +627,60 @@ impl StandIns {
             .filter(|stand_in| stand_in.is_unused())
             .cloned()
             .collect();
-        for stand_in in candidates {
-            if !stand_in.settle() {
-                continue;
-            }
-            let mut by_node = self.by_node.lock();
-            // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
-            if Arc::strong_count(&stand_in) > 3 || !stand_in.is_unused() || !stand_in.is_settled() {
-                continue;
-            }
-            by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
-            self.by_key.write().remove(&stand_in.key);
-            drop(by_node);
-            if let Err(errno) = stand_in.finish() {
-                tracing::error!(path = %String::from_utf8_lossy(&stand_in.node.path()), "not all was written: {}", errno.desc());
+        candidates.iter().for_each(|stand_in| self.let_go(stand_in));
+    }
+
+    /// Lets go of a file that nobody uses, unless somebody is about to. Called with `collecting` locked.
+    fn let_go(&self, stand_in: &Arc<StandIn>) {
+        if !stand_in.settle() {
+            return;
+        }
+        let mut by_node = self.by_node.lock();
+        // Whoever is about to hand it out holds another reference: the two maps have two, and we have one.
+        if Arc::strong_count(stand_in) > 3 || !stand_in.is_unused() || !stand_in.is_settled() {
+            return;
+        }
+        by_node.remove(&(stand_in.node.mount.id, stand_in.node.ino));
+        self.by_key.write().remove(&stand_in.key);
+        drop(by_node);
+        if let Err(errno) = stand_in.finish() {
+            tracing::error!(path = %String::from_utf8_lossy(&stand_in.node.path()), "not all was written: {}", errno.desc());
+        }
+    }
+
+    /// A node has lost a name. If it was its last one, the tree has its space back when the file is let go, which is done at once or
+    /// when nobody has it open any more.
+    pub(crate) fn unlinked(&self, node: &Node) {
+        let Some(stand_in) = self.known(node.mount.id, node.ino) else { return };
+        if stand_in.kind == Kind::Directory {
+            return;
+        }
+        let _collecting = self.collecting.lock();
+        let key = stand_in.key;
+        if stand_in.is_unused() {
+            self.let_go(&stand_in);
+        }
+        if self.by_key.read().contains_key(&key) {
+            self.unlinked.lock().insert(key);
+        }
+    }
+
+    /// Lets go of files that lost a name, and that nobody has open any more. Whether there were any.
+    pub(crate) fn collect_unlinked(&self) -> bool {
+        let keys: Vec<Key> = self.unlinked.lock().iter().copied().collect();
+        if keys.is_empty() {
+            return false;
+        }
+        let _collecting = self.collecting.lock();
+        for key in &keys {
+            let stand_in = self.by_key.read().get(key).filter(|stand_in| stand_in.is_unused()).cloned();
+            if let Some(stand_in) = stand_in {
+                self.let_go(&stand_in);
             }
         }
+        let by_key = self.by_key.read();
+        self.unlinked.lock().retain(|key| by_key.contains_key(key));
+        keys.iter().any(|key| !by_key.contains_key(key))
     }
 
     /// Lets go of all that nobody uses, and of what the kernel does not tell that of: for one that has no descriptors left.

@@ -66,6 +66,8 @@ pub(crate) struct View {
     pub programs: Mutex<Vec<(Key, Vec<u8>)>>,
     /// Inodes of the host that were handed out for files of a mount.
     pub(crate) lent: crate::lent::Lent,
+    /// Those of them that are shown with other numbers.
+    pub(crate) renumbered: crate::renumbered::Renumbered,
     /// What is kept about processes.
     pub(crate) states: crate::states::States,
     /// Some process has a root of its own.
@@ -127,6 +129,7 @@ impl View {
             stand_ins: StandIns::new(home.clone(), planes),
             programs: Mutex::default(),
             lent: crate::lent::Lent::default(),
+            renumbered: crate::renumbered::Renumbered::default(),
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
@@ -197,6 +200,14 @@ impl View {
         self.level() < Level::Files && self.stand_ins.emulates.load(Ordering::Acquire)
     }
 
+    /// Whether that may come to be, with what is mounted now.
+    pub(crate) fn may_emulate(&self) -> bool {
+        let is_native = |mount: &crate::mounts::Mount| {
+            (mount.facts.backing && self.takes_backing()) || self.plane_of(mount).is_some()
+        };
+        self.level() < Level::Files && !self.table().mounts().iter().all(|mount| is_native(mount))
+    }
+
     /// A number for a mount.
     pub(crate) fn new_mount_id(&self) -> u32 {
         self.next_mount.fetch_add(1, Ordering::Relaxed)
@@ -224,6 +235,7 @@ impl View {
                 tracing::error!("a shared mapping cannot be written: {}", errno.desc());
             }
         }
+        self.stand_ins.collect_unlinked();
         self.stand_ins.collect(None, 64);
         self.stand_ins.make_room();
         self.lent.tidy();

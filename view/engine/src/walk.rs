@@ -634,7 +634,11 @@ fn start_of(stand_ins: &StandIns, link: &str) -> Result<Start> {
         }
         IS_VIRTUAL.store(false, Ordering::Relaxed);
     }
-    let text = std::fs::read_link(link).map_err(crate::standin::errno)?;
+    let text = match std::fs::read_link(link).map_err(crate::standin::errno) {
+        // Of the host, so deep that the kernel has no name for it; those of stand-ins are short.
+        Err(Errno::ENAMETOOLONG) => return Ok(Start::Opaque),
+        text => text?,
+    };
     let text = text.as_os_str().as_bytes();
     // Only what was removed can be a stand-in, or what has the name of one.
     let may_be = text.ends_with(b" (deleted)") || crate::fuseplane::may_be_name(text);

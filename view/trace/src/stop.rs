@@ -292,6 +292,8 @@ pub struct Stopped {
     /// Signals that came while we were at it.
     signals: Vec<Signal>,
     gone: bool,
+    /// It stood before, as its whole process did: by SIGSTOP, or a terminal's.
+    stood: bool,
     /// It stays traced when this is dropped.
     stays: bool,
     /// It takes over its leader's number when it loads a program.
@@ -310,6 +312,7 @@ impl Stopped {
             saved: None,
             signals: Vec::new(),
             gone: false,
+            stood: false,
             stays,
             takes_over: true,
             loads: false,
@@ -320,6 +323,18 @@ impl Stopped {
     /// The process that it belongs to.
     pub fn leader(&self) -> Pid {
         self.leader
+    }
+
+    /// Who was let go stops once more, by itself. Until then `ptrace(2)` would find it running where it stood: `ESRCH` from the first request
+    /// after `PTRACE_ATTACH`, which waits only for who stands.
+    fn wait_until_it_stands(&self) {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
+        let since = std::time::Instant::now();
+        while since.elapsed() < PATIENCE
+            && Task(self.tid).state().is_some_and(|state| !matches!(state, 'T' | 'Z' | 'X'))
+        {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
     }
 
     /// Looks whether it still is what it was: another thread of its process may have loaded a program, which ended this one, or
@@ -588,7 +603,10 @@ impl Stopped {
             return match status {
                 WaitStatus::PtraceSyscall(_) => Ok(Event::Call),
                 WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => Ok(Event::Exec),
-                WaitStatus::PtraceEvent(..) => Ok(Event::Stop),
+                WaitStatus::PtraceEvent(_, signal, _) => {
+                    self.stood = signal != Signal::SIGTRAP;
+                    Ok(Event::Stop)
+                }
                 WaitStatus::Stopped(_, signal) => Ok(Event::Signal(signal)),
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
                     self.gone = true;
@@ -652,6 +670,9 @@ impl Drop for Stopped {
         }
         if !self.stays {
             let _ = ptrace::detach(self.tid, None);
+            if self.stood {
+                self.wait_until_it_stands();
+            }
         }
     }
 }

@@ -135,6 +135,14 @@ impl Task {
         raw::pidfd_get(handle.as_fd(), number)
     }
 
+    /// Its state, as a letter of `/proc/PID/stat`; `None` if it has ended.
+    pub fn state(self) -> Option<char> {
+        let text = std::fs::read(format!("/proc/{}/stat", self.0)).ok()?;
+        // Behind the name, which may hold anything.
+        let at = text.iter().rposition(|byte| *byte == b')')?;
+        text.get(at + 2).map(|byte| char::from(*byte))
+    }
+
     /// The process that the thread belongs to.
     pub fn leader(self) -> Result<Pid> {
         self.status_field("Tgid:").map(|id| Pid::from_raw(id as i32))
