@@ -173,9 +173,10 @@ one more" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c '. ./numbers.
 same "B4 over /: a file that takes the number of a removed one has its own" same "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c 'cd "$TMP/mine"; rm -f k g f; for n in 1 2 3 4 5 6 7 8; do
     echo $n >new$n; [ "$(stat -c "%d %i" new$n)" = "$(stat -L -c "%d %i" - <new$n)" ] || echo "new$n differs"; done; echo same' 2>&1)"
 if command -v git >/dev/null; then
-    rm -rf mine try; mkdir mine try
+    rm -rf mine try try2; mkdir mine try try2
     (cd mine && git init -q repo && cd repo && git config user.email a@b && git config user.name n && echo 1 >f && git add f && git commit -qm one) >log 2>&1
     same "B4 over /: git clone of what lies beside" "one 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- sh -c 'cd "$TMP/mine"; HOME=$TMP git clone -q repo copy && cd copy && echo $(git log --format=%s; cat f)' 2>&1)"
+    same "git clone of what lies beside, over one directory" "one 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try2 --over mine -- sh -c 'cd "$TMP/mine"; HOME=$TMP git clone -q repo copy && cd copy && echo $(git log --format=%s; cat f)' 2>&1)"
 else
     skip "no git here" fine
 fi

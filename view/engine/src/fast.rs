@@ -13,6 +13,8 @@
 //! and inode; the names of mount points, as bits; where `/proc` is. While it is made, and where it cannot be told so simply, all calls come
 //! to the engine: a mount over a directory with many files, over `/`, with exceptions; a view in which somebody has changed roots.
 //!
+//! Where the host is seen through a mount, only what differs is told: see [`crate::through`].
+//!
 //! *What changes later.* Calls of the view that could make, move or remove what a mount point stands on close the table until it is made anew
 //! ([`Fast::doubt`]); what others on the host do to it is noticed by inotify ([`crate::fast_watch`]).
 //!
@@ -302,7 +304,11 @@ impl Fast {
         let planes = inner.planes.lock();
         facts.proc.extend(planes.iter());
         let through = facts.through;
-        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind_at(row, level, through)?)));
+        // The numbers of copies are put right (`World::puts_numbers_right`); which have others is told where the host is seen through a tree.
+        let lends = |mount: &Arc<Mount>| mount.facts.backing && !mount.of_host && !mount.sees_through();
+        let numbers_right = !table.mounts().iter().any(lends);
+        let kind = |row: &Row| kind_at(row, level, through, numbers_right);
+        let numbers = CALLS.iter().filter_map(|row| Some((row.number()?, kind(row)?)));
         let page = inner.page.read();
         {
             let _telling = inner.telling.lock();
@@ -768,10 +774,12 @@ impl Inner {
 }
 
 /// What the shim does with a call at a level. What is not caught is not to be judged, but for the mapping of libraries. `through`: what descriptors
-/// of the host stand for may be something to be copied before it is changed.
-fn kind_at(row: &Row, level: Level, through: bool) -> Option<Kind> {
+/// of the host stand for may be something to be copied before it is changed. `numbers_right`: what descriptors of the host are shown as, and are not, is told.
+fn kind_at(row: &Row, level: Level, through: bool, numbers_right: bool) -> Option<Kind> {
     let kind = shim::kind(row.name)?;
-    if through && matches!(row.name, "fchmod" | "fchown") {
+    let is_ours =
+        (through && matches!(row.name, "fchmod" | "fchown")) || (!numbers_right && row.name == "fstat");
+    if is_ours {
         return Some(Kind::Trap);
     }
     let is_caught = level >= Level::Files || row.family != Family::File || is_native_exception(row.name);

@@ -418,8 +418,18 @@ pub(crate) fn serve(call: &Call<'_>, name: &str, fd: &OwnedFd) -> Outcome {
     let attr = node.attr()?;
     if name == "ioctl" && matches!(call.args[1] as u32, FS_IOC_GETFLAGS | FS_IOC_FSGETXATTR) {
         let data = nix::sys::stat::fstat(fd.as_fd())?;
-        // The kernel knows more of it than drivers do.
-        if crate::stat::device(&node.mount, &attr) == data.st_dev && attr.st_ino == data.st_ino {
+        // The kernel knows more of it than drivers do, as long as it is what is behind: a copy is shown with the numbers of what it was made of.
+        let is_behind = || match attr.kind {
+            Kind::File => {
+                let file = guarded(|| node.tree().open(node.ino, veduta_api::OpenFlags::READ))?;
+                let key = file.backing().map(crate::fuseplane::key_of_fd).transpose()?;
+                Ok(key == Some((data.st_dev, data.st_ino)))
+            }
+            _ => Result::Ok(
+                crate::stat::device(&node.mount, &attr) == data.st_dev && attr.st_ino == data.st_ino,
+            ),
+        };
+        if is_behind()? {
             return Ok(Answer::GoOn);
         }
     }

@@ -116,10 +116,9 @@ impl World for ViewWorld<'_> {
         true
     }
 
-    /// The shim leaves `fstat(2)` to us where a tree has told that an object differs, which is certain only of a mount over all: elsewhere it
-    /// looks at nothing but stand-ins.
+    /// The shim leaves `fstat(2)` to us where a tree has told that an object differs, and everywhere if one that could does not tell.
     fn puts_numbers_right(&self) -> bool {
-        self.target.as_deref().is_some_and(|target| matches!(target.as_bytes(), b"" | b"/"))
+        true
     }
 
     fn link(&self, source: &OsStr) -> Result<Arc<dyn Link>, MountError> {
