@@ -276,6 +276,11 @@ pub(crate) fn existing(
             return Ok(answer(fd, flags));
         }
     }
+    if attr.kind == Kind::Directory && !only_path {
+        if let Some(fd) = crate::through::open(call, node, flags)? {
+            return Ok(answer(fd, flags));
+        }
+    }
     if let Some(plane) = plane {
         return Ok(answer(plane.open(node, flags, None)?, flags));
     }

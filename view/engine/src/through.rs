@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
 use parking_lot::{Mutex, RwLock};
@@ -193,6 +194,24 @@ pub(crate) fn chdir(call: &Call<'_>, node: &Arc<Node>) -> Result<Option<Answer>>
         // One may enter what one cannot list; the stand-in serves.
         Err(_) => Ok(None),
     }
+}
+
+/// The host's own directory for one of the view's that is opened to be read, if it has other names in it at most. What is looked for from there is
+/// then found without the engine.
+pub(crate) fn open(call: &Call<'_>, node: &Arc<Node>, flags: OFlag) -> Result<Option<OwnedFd>> {
+    let Some(through) = node.mount.through.as_ref().filter(|_| call.root().is_none()) else {
+        return Ok(None);
+    };
+    let path = node.path();
+    if !through.is_way(&path) || !call.table.names_in(&path).is_empty() {
+        return Ok(None);
+    }
+    let real = Path::new(OsStr::from_bytes(shown(&path)));
+    let kept = flags & (OFlag::O_NONBLOCK | OFlag::O_NOATIME);
+    let how = kept | OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = || nix::fcntl::open(real, how, nix::sys::stat::Mode::empty());
+    // What is no directory there, or may not be opened, is not what the view has.
+    Ok(crate::host::as_caller(call, open).ok())
 }
 
 /// `getdents64` on a directory of the host that has come to differ since it was opened. Whoever is in the midst of it goes on with what
