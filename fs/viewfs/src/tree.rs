@@ -87,7 +87,8 @@ pub(crate) struct Tree {
     pub(crate) next_name: AtomicU64,
     /// A reflink was refused: none is tried again.
     pub(crate) no_reflinks: AtomicBool,
-    /// Listings of directories that were not opened, by node.
+    /// Listings of directories, by node: the kernel goes on from what it remembers of one that was open earlier, where it has forgotten
+    /// the rest of it. So positions are those of the node and not of one opening.
     listings: RwLock<HashMap<Ino, Arc<Listing>>>,
     /// The upper layer, if others may look at the layer below by themselves.
     pub(crate) watched: Option<Arc<Watched>>,
@@ -722,6 +723,13 @@ impl Tree {
         Ok(listed)
     }
 
+    fn listing(&self, dir: Ino) -> Arc<Listing> {
+        if let Some(listing) = self.listings.read().get(&dir) {
+            return Arc::clone(listing);
+        }
+        Arc::clone(self.listings.write().entry(dir).or_default())
+    }
+
     fn list_part(&self, part: &Part, opened: Option<&Arc<dyn Directory>>) -> Result<Vec<Listed>> {
         let mut raw = Vec::new();
         let mut take = |entry: DirEntry<'_>| {
@@ -832,7 +840,7 @@ struct OpenDir {
     /// By part, in their order when it was opened.
     opened: Vec<Option<Arc<dyn Directory>>>,
     parts: Arc<Parts>,
-    listing: Listing,
+    listing: Arc<Listing>,
 }
 
 impl Directory for OpenDir {
@@ -883,7 +891,7 @@ impl Filesystem for Tree {
 
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         let node = self.node(dir)?;
-        let listing = Arc::clone(self.listings.write().entry(dir).or_default());
+        let listing = self.listing(dir);
         listing.read(position, || self.list(&node, &[]), sink)
     }
 
@@ -893,7 +901,8 @@ impl Filesystem for Tree {
         let open = |part: &Part| self.fs(part.layer).opendir(part.ino);
         let opened = parts.stack.iter().map(open).collect::<Result<_>>()?;
         let tree = self.me.upgrade().ok_or(Errno::EIO)?;
-        Ok(Some(Arc::new(OpenDir { tree, node, opened, parts, listing: Listing::default() })))
+        let listing = self.listing(dir);
+        Ok(Some(Arc::new(OpenDir { tree, node, opened, parts, listing })))
     }
 
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
@@ -1105,6 +1114,36 @@ mod tests {
         reader.read_at(&mut buf, 0).unwrap();
         assert_eq!(&buf, b"new");
         assert_eq!(std::fs::read(dir.path().join("low/f")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_an_earlier_one_of_the_directory_was() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("low")).unwrap();
+        for number in 0..100 {
+            std::fs::write(dir.path().join(format!("low/{number}")), "").unwrap();
+        }
+        let tree = cow(dir.path());
+        let list = |position, most: usize| {
+            let mut seen = Vec::new();
+            let mut take = |entry: DirEntry<'_>| {
+                if seen.len() == most {
+                    return ControlFlow::Break(());
+                }
+                seen.push((entry.name.to_owned(), entry.next));
+                ControlFlow::Continue(())
+            };
+            tree.opendir(Ino::ROOT).unwrap().unwrap().read(position, &mut take).unwrap();
+            seen
+        };
+        let first = list(0, 40);
+        for (name, _) in &first[..30] {
+            tree.unlink(Ino::ROOT, name).unwrap();
+        }
+        let rest = list(first[39].1, 100);
+        let all: HashSet<_> = first.iter().chain(&rest).map(|(name, _)| name.clone()).collect();
+        assert_eq!((rest.len(), all.len()), (60, 100), "nothing is left out, and nothing comes twice");
+        assert_eq!(list(0, 100).len(), 70);
     }
 
     #[test]
