@@ -184,6 +184,11 @@ rm -rf mine try; mkdir mine try; mkdir -m 0 mine/closed
 [ "$(id -u)" = 0 ] || same "B4 over /: a directory that may not be read is not opened" "ls: cannot open directory '$TMP/mine/closed': Permission denied" \
     "$(timeout -k 1 60 "$VEDUTA" run -N --mount "viewfs:try:$TMP/mine:cow" -- ls "$TMP/mine/closed" 2>&1)"
 rmdir mine/closed
+# What the view has not laid anything over, by paths that are not written as they are.
+if [ -w /dev/shm ]; then
+    same "B4 over /: a file is moved to a directory of the host" "one two" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c 'cd "$TMP/mine"; d=$(mktemp -d -p /dev/shm); echo one >f; echo two >g
+        mv f $d/ && cd / && mv "$TMP/mine/g" ${d#/} && cat $d/f $d/g | xargs; rm -r $d' 2>&1)"
+fi
 # Deeper than a path may be long.
 ! command -v python3 >/dev/null || same "B4 over /: files far down are told of by their descriptors" "1 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- python3 -c '
 import os

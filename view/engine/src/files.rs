@@ -469,6 +469,9 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     if from_dir.mount.id != to_dir.mount.id {
         return Err(Errno::EXDEV);
     }
+    if flags.no_replace && new.place.is_some() {
+        return Err(Errno::EEXIST);
+    }
     if (old.wants_dir || new.wants_dir) && attr.kind != Kind::Directory {
         return Err(Errno::ENOTDIR);
     }

@@ -76,7 +76,17 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             }
             // A path that a bind shows where it is anyhow is opened by the process itself: who opens a terminal, or a file of
             // /proc, matters.
-            if found.direct || path == *real { Ok(Answer::GoOn) } else { crate::host::again(call, &[real]) }
+            let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
+            if found.direct || path[..end] == **real {
+                return Ok(Answer::GoOn);
+            }
+            let host_path = std::path::Path::new(OsStr::from_bytes(crate::mounts::shown(real)));
+            if flags.contains(OFlag::O_PATH) && host_path.is_dir() {
+                // Real O_PATH descriptors cannot be handed out; directories serve as such.
+                let open = || std::fs::File::open(host_path).map_err(crate::standin::errno);
+                return Ok(answer(crate::host::as_caller(call, open)?.into(), flags));
+            }
+            crate::host::again(call, &[real])
         }
         Some(Place::Tree(node, attr)) if is_temporary => temporary(call, node, attr, flags, mode as u32),
         Some(Place::Tree(..)) if exclusive => Err(Errno::EEXIST),

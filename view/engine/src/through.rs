@@ -293,6 +293,10 @@ impl Held {
             return Ok(None);
         }
         let Ok(data) = std::fs::symlink_metadata(OsStr::from_bytes(shown(path))) else { return Ok(None) };
+        // A file that was removed, or replaced, may still be held: what it stands for is known by how it was opened.
+        if !data.is_dir() {
+            return Ok(None);
+        }
         let key = (data.dev(), data.ino());
         if let Some(node) = self.known.lock().get(&key) {
             return Ok(Some(Arc::clone(node)));

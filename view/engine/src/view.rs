@@ -200,10 +200,11 @@ impl View {
         self.level() < Level::Files && self.stand_ins.emulates.load(Ordering::Acquire)
     }
 
-    /// Whether that may come to be, with what is mounted now.
+    /// Whether that may come to be, with what is mounted now. Loop devices, which are in all views without being listed, are hardly ever read by
+    /// programs.
     pub(crate) fn may_emulate(&self) -> bool {
         let is_native = |mount: &crate::mounts::Mount| {
-            (mount.facts.backing && self.takes_backing()) || self.plane_of(mount).is_some()
+            mount.is_hidden || (mount.facts.backing && self.takes_backing()) || self.plane_of(mount).is_some()
         };
         self.level() < Level::Files && !self.table().mounts().iter().all(|mount| is_native(mount))
     }
