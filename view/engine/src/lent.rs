@@ -237,6 +237,7 @@ fn in_use() -> Option<HashSet<Key>> {
         for pid in new {
             let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             used.extend(open.filter_map(|fd| crate::fuseplane::key_of(&fd.path()).ok()));
+            used.extend(crate::fuseplane::key_of(std::path::Path::new(&format!("/proc/{pid}/exe"))));
         }
     }
     None
@@ -251,7 +252,12 @@ fn one(nodes: &[Arc<Node>]) -> Option<Arc<Node>> {
 
 /// Whether a mount hands out descriptors of what it leaves as it is.
 fn lends(mount: &Mount) -> bool {
-    mount.facts.backing && matches!(mount.service, Service::Tree) && (!mount.of_host || mount.is_read_only())
+    has_layers(mount) || (mount.of_host && mount.is_read_only())
+}
+
+/// Whether a mount's tree is made of files of the host, and is not simply a part of the host.
+pub(crate) fn has_layers(mount: &Mount) -> bool {
+    mount.facts.backing && matches!(mount.service, Service::Tree) && !mount.of_host
 }
 
 /// Whether any does.
@@ -307,7 +313,13 @@ impl Walker<'_> {
         };
         match (is_it, is_own) {
             _ if !lends(&serving) => Ok(None),
-            (Some(node), false) => Ok(Some(node)),
+            (Some(node), false) => {
+                if self.changes {
+                    // From now on the kernel tells old things of it, and whoever asks is to hear of the node. What is open as a name only has no room for a mark.
+                    let _ = self.lent.hand_out(fd, &node, true);
+                }
+                Ok(Some(node))
+            }
             (None, true) => Ok(None),
             (Some(_), true) | (None, false) => Err(Errno::ESTALE),
         }
