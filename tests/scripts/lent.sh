@@ -38,7 +38,9 @@ for how in VEDUTA_FAST=1 VEDUTA_FAST=0 VEDUTA_TRAP=trace VEDUTA_TRAP=ptrace VEDU
         skip "$how: not possible here" fine
         continue
     fi
-    same "$how: in its place" "$expected" "$(export "${how?}"; view --cow "up$number" --over low -- python3 "$TESTS/lent.py" low 2>&1)"
+    # What a process has opened by itself, on the host, and was removed in the view, cannot be told any more (on overlayfs it is EEXIST).
+    gone=$([ "$how" = VEDUTA_FAST=1 ] && echo '^re\(moved\|placed\) ')
+    same "$how: in its place" "$(grep -v "${gone:-^$}" <<<"$expected")" "$(export "${how?}"; view --cow "up$number" --over low -- python3 "$TESTS/lent.py" low 2>&1 | grep -v "${gone:-^$}")"
     untouched "$how: in its place"
     same "$how: elsewhere" "$expected" \
         "$(export "${how?}"; view --mount "viewfs:none:m:lowerdir=low,upperdir=over$number" -- python3 "$TESTS/lent.py" m 2>&1)"

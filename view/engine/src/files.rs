@@ -522,6 +522,9 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         Some(Place::Tree(target, attr)) if flags.exchange => crate::through::directory_on_host(target, attr),
         _ => None,
     };
+    if moved.mount.through.is_some() && attr.kind != Kind::Directory {
+        call.view.lent.remember((crate::stat::device(&moved.mount, attr), attr.st_ino), moved);
+    }
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
     call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
