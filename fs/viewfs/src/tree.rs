@@ -883,10 +883,23 @@ impl Filesystem for Tree {
         self.attr(&*self.node(ino)?)
     }
 
-    /// One that was opened below before the copy was made still is.
+    /// One that was opened below before the copy was made still is. A copy that was looked up anew has no part below, but a mark that says what
+    /// it was.
     fn is_made_of(&self, ino: Ino, device: Device, st_ino: u64) -> bool {
+        let Ok(node) = self.node(ino) else { return false };
+        let parts = node.parts();
         let is = |part: &Part| self.fs(part.layer).is_made_of(part.ino, device, st_ino);
-        self.node(ino).is_ok_and(|node| node.parts().stack.iter().any(is))
+        if parts.stack.iter().any(is) {
+            return true;
+        }
+        let top = parts.top();
+        let below = self.layers.iter().skip(usize::from(top.layer) + 1);
+        let is_there =
+            |layer: &Layer| layer.fs.getattr(layer.root).is_ok_and(|attr| attr.st_dev == Some(device));
+        let marks = || self.rules.prefix.read(self.fs(top.layer), top.ino);
+        node.kind != Kind::Directory
+            && below.into_iter().any(is_there)
+            && marks().is_ok_and(|marks| marks.ino == Some(st_ino))
     }
 
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {

@@ -1,6 +1,9 @@
 //! A caught call, while it is served.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -124,6 +127,32 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The node that a descriptor itself stands for, or the working directory.
+    fn itself(&self, dirfd: u64) -> Result<Option<Arc<crate::node::Node>>> {
+        if walk::is_cwd(dirfd) {
+            return match self.start(dirfd)? {
+                Start::Tree(node) => Ok(Some(node)),
+                // One from before the mount.
+                Start::Host(path) => match self.walker(Limits::default()).locate(&path) {
+                    Ok(Place::Tree(node, _)) => Ok(Some(node)),
+                    _ => Ok(None),
+                },
+                Start::Opaque => Ok(None),
+            };
+        }
+        let path = match walk::directory_of(&self.view.stand_ins, self.task, dirfd as i32)? {
+            Start::Tree(node) => return Ok(Some(node)),
+            Start::Host(path) => Some(path),
+            Start::Opaque => None,
+        };
+        match (self.lent(dirfd as i32)?, path) {
+            (None, Some(path)) if Path::new(OsStr::from_bytes(crate::mounts::shown(&path))).is_dir() => {
+                self.view.stand_ins.held.find(self, &path)
+            }
+            (node, _) => Ok(node),
+        }
+    }
+
     /// Resolves a path argument. `empty`: an empty path means the descriptor itself (`AT_EMPTY_PATH`).
     pub(crate) fn find(&self, dirfd: u64, address: u64, follow: bool, empty: bool) -> Result<Target> {
         let path = if address == 0 && empty { Vec::new() } else { self.task.read_path(address)? };
@@ -143,20 +172,7 @@ impl<'a> Call<'a> {
             if !empty {
                 return Err(Errno::ENOENT);
             }
-            let node = match self.start(dirfd)? {
-                Start::Tree(node) => node,
-                // A working directory from before the mount.
-                Start::Host(path) if walk::is_cwd(dirfd) => {
-                    match self.walker(Limits::default()).locate(&path) {
-                        Ok(Place::Tree(node, _)) => node,
-                        _ => return Ok(Target::PlainlyHost(None)),
-                    }
-                }
-                Start::Host(_) | Start::Opaque => match self.lent(dirfd as i32)? {
-                    Some(node) => node,
-                    None => return Ok(Target::PlainlyHost(None)),
-                },
-            };
+            let Some(node) = self.itself(dirfd)? else { return Ok(Target::PlainlyHost(None)) };
             let attr = node.attr()?;
             let place = Some(Place::Tree(node, attr));
             return Ok(Target::Found(Box::new(Found {

@@ -168,8 +168,9 @@ fn tests(name: &str, fast: bool, who: Who) -> Vec<Test> {
             let all = [&[PR_SET_DUMPABLE, PR_SET_SECCOMP], filters, ours].concat();
             all.into_iter().map(|operation| Test::Is(0, operation)).collect()
         }
-        "getrlimit" | "setrlimit" => vec![Test::Is(0, crate::states::LIMIT)],
-        "prlimit64" => vec![Test::Is(1, crate::states::LIMIT)],
+        "getrlimit" => vec![Test::Is(0, crate::states::LIMIT)],
+        "setrlimit" => vec![Test::Is(0, crate::states::LIMIT), Test::Is(0, crate::apart::CORE)],
+        "prlimit64" => vec![Test::Is(1, crate::states::LIMIT), Test::Is(1, crate::apart::CORE)],
         // Growth adds its filters by this call.
         "seccomp" => vec![Test::IsNot(5, veduta_trace::stop::OWN_FILTER)],
         "ptrace" => vec![Test::Is(0, PTRACE_TRACEME), Test::Is(0, PTRACE_ATTACH), Test::Is(0, PTRACE_SEIZE)],
@@ -379,12 +380,12 @@ pub const CALLS: &[Row] = &[
     row("setrlimit", Some(160), Some(164), Task),
     row("chroot", Some(161), Some(51), Path),
     row("sync", Some(162), Some(81), File),
-    row("acct", Some(163), Some(89), Passed),
+    row("acct", Some(163), Some(89), Path),
     row("settimeofday", Some(164), Some(170), Passed),
     row("mount", Some(165), Some(40), Mount),
     row("umount2", Some(166), Some(39), Mount),
-    row("swapon", Some(167), Some(224), Passed),
-    row("swapoff", Some(168), Some(225), Passed),
+    row("swapon", Some(167), Some(224), Path),
+    row("swapoff", Some(168), Some(225), Path),
     row("reboot", Some(169), Some(142), Passed),
     row("sethostname", Some(170), Some(161), Passed),
     row("setdomainname", Some(171), Some(162), Passed),
@@ -519,8 +520,8 @@ pub const CALLS: &[Row] = &[
     row("fanotify_init", Some(300), Some(262), Passed),
     row("fanotify_mark", Some(301), Some(263), Path),
     row("prlimit64", Some(302), Some(261), Task),
-    row("name_to_handle_at", Some(303), None, Path),
-    row("open_by_handle_at", Some(304), None, Passed),
+    row("name_to_handle_at", Some(303), Some(264), Path),
+    row("open_by_handle_at", Some(304), Some(265), Path),
     row("clock_adjtime", Some(305), Some(266), Passed),
     row("syncfs", Some(306), Some(267), File),
     row("sendmmsg", Some(307), Some(269), Path),

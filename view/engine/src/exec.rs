@@ -467,6 +467,10 @@ impl Content {
                 if let Some(fd) = guarded(|| Ok(file.backing().map(|fd| fd.try_clone_to_owned())))? {
                     let fd = fd.map_err(errno)?;
                     remember(call, &fd, node)?;
+                    if file.backing_is_foreign() || node.mount.is_read_only() {
+                        // What is done through the link in /proc is done to the node.
+                        call.view.lent.hand_out(&fd, node, true)?;
+                    }
                     return Ok(fd);
                 }
             }

@@ -29,7 +29,7 @@ pub(crate) fn path_argument(name: &str) -> Option<usize> {
         name if name.ends_with("at") || name.ends_with("at2") || name == "statx" => 1,
         "open" | "creat" | "stat" | "lstat" | "access" | "readlink" | "mkdir" | "mknod" | "unlink"
         | "rmdir" | "rename" | "link" | "chmod" | "chown" | "lchown" | "utime" | "utimes" | "truncate"
-        | "statfs" | "chdir" | "chroot" | "execve" | "umount2" => 0,
+        | "statfs" | "acct" | "swapon" | "swapoff" | "chdir" | "chroot" | "execve" | "umount2" => 0,
         name if name.contains("xattr") && !name.starts_with('f') => 0,
         _ => return None,
     })
@@ -129,6 +129,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         // Marks are made on what the kernel finds, and it would find something else.
         "fanotify_mark" if args[4] == 0 => Ok(Answer::GoOn),
         "fanotify_mark" => on_node(call, args[3], args[4], true, false, |_| Err(Errno::EOPNOTSUPP)),
+        // The kernel would write to what it finds itself.
+        "acct" if args[0] == 0 => Ok(Answer::GoOn),
+        "acct" | "swapon" | "swapoff" => on_node(call, CWD, args[0], true, false, |_| Err(Errno::EOPNOTSUPP)),
+        "open_by_handle_at" => crate::apart::open_by_handle(call),
         "bind" | "connect" | "sendto" | "sendmsg" | "sendmmsg" => crate::sockets::serve(call, name),
         _ => Ok(Answer::GoOn),
     }
@@ -521,6 +525,9 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         Some(Place::Tree(target, attr)) if flags.exchange => crate::through::directory_on_host(target, attr),
         _ => None,
     };
+    if moved.mount.through.is_some() && attr.kind != Kind::Directory {
+        call.view.lent.remember((crate::stat::device(&moved.mount, attr), attr.st_ino), moved);
+    }
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
     call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
@@ -859,9 +866,16 @@ fn chdir(call: &Call<'_>) -> Outcome {
 
 /// `chroot(2)`: by the kernel where it may, else of the view's own (see [`crate::states`]).
 fn chroot(call: &Call<'_>) -> Outcome {
-    let may = call.caller.believes_root();
+    let is_root = call.caller.believes_root();
+    // In a user namespace, too.
+    let may = is_root || crate::apart::may_change_root(call);
     let found = match call.find(CWD, call.args[0], true, false)? {
-        Target::PlainlyHost(_) if call.view.is_root || !may => return Ok(Answer::GoOn),
+        Target::PlainlyHost(_) if !may => return Ok(Answer::GoOn),
+        Target::PlainlyHost(path)
+            if (call.view.is_root || !is_root) && !crate::apart::has_mounts(call, path.as_ref()) =>
+        {
+            return Ok(Answer::GoOn);
+        }
         Target::PlainlyHost(_) => {
             let path = call.task.read_path(call.args[0])?;
             let start = if path.starts_with(b"/") { Start::Host(Vec::new()) } else { call.start(CWD)? };

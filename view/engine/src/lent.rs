@@ -122,6 +122,18 @@ impl Lent {
         Ok(())
     }
 
+    /// A node gets another name, and processes may have opened on the host what it is there: its path will not tell.
+    pub(crate) fn remember(&self, key: Key, node: &Arc<Node>) {
+        let mut loans = self.loans.lock();
+        loans.made += 1;
+        let age = loans.made;
+        let known = loans.by_key.entry(key).or_default();
+        if known.iter().any(|loan| loan.mount == node.mount.id) {
+            return;
+        }
+        known.push(Loan { mount: node.mount.id, node: Some(Arc::clone(node)), age });
+    }
+
     /// A mount for which an inode was handed out.
     pub(crate) fn mount_of(&self, key: Key) -> Option<u32> {
         self.loans.lock().by_key.get(&key)?.last().map(|loan| loan.mount)
@@ -237,6 +249,7 @@ fn in_use() -> Option<HashSet<Key>> {
         for pid in new {
             let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             used.extend(open.filter_map(|fd| crate::fuseplane::key_of(&fd.path()).ok()));
+            used.extend(crate::fuseplane::key_of(std::path::Path::new(&format!("/proc/{pid}/exe"))));
         }
     }
     None
@@ -251,7 +264,12 @@ fn one(nodes: &[Arc<Node>]) -> Option<Arc<Node>> {
 
 /// Whether a mount hands out descriptors of what it leaves as it is.
 fn lends(mount: &Mount) -> bool {
-    mount.facts.backing && matches!(mount.service, Service::Tree) && (!mount.of_host || mount.is_read_only())
+    has_layers(mount) || (mount.of_host && mount.is_read_only())
+}
+
+/// Whether a mount's tree is made of files of the host, and is not simply a part of the host.
+pub(crate) fn has_layers(mount: &Mount) -> bool {
+    mount.facts.backing && matches!(mount.service, Service::Tree) && !mount.of_host
 }
 
 /// Whether any does.
@@ -305,12 +323,33 @@ impl Walker<'_> {
                 None => return Ok(None),
             },
         };
-        match (is_it, is_own) {
-            _ if !lends(&serving) => Ok(None),
-            (Some(node), false) => Ok(Some(node)),
-            (None, true) => Ok(None),
-            (Some(_), true) | (None, false) => Err(Errno::ESTALE),
+        if !lends(&serving) || (is_it.is_none() && is_own) {
+            return Ok(None);
         }
+        let known = is_it.or_else(|| self.moved(&serving, &nodes, &path, &data));
+        let node = known.filter(|_| !is_own).ok_or(Errno::ESTALE)?;
+        if self.changes {
+            // From now on the kernel tells old things of it, and whoever asks is to hear of the node. What is open as a name only has no room for a mark.
+            let _ = self.lent.hand_out(fd, &node, true);
+        }
+        Ok(Some(node))
+    }
+
+    /// The node of an object that is no longer found by its path on the host, since names were moved in the view.
+    fn moved(
+        &self,
+        serving: &Mount,
+        nodes: &[Arc<Node>],
+        path: &[u8],
+        data: &nix::sys::stat::FileStat,
+    ) -> Option<Arc<Node>> {
+        let is_of = |node: &&Arc<Node>| Arc::ptr_eq(&node.mount.tree, &serving.tree);
+        let here: Vec<_> = nodes.iter().filter(is_of).cloned().collect();
+        let device = Device { major: libc::major(data.st_dev), minor: libc::minor(data.st_dev) };
+        let is_made = |node: &Arc<Node>| {
+            guarded(|| Ok(node.tree().is_made_of(node.ino, device, data.st_ino))).unwrap_or(false)
+        };
+        one(&here).or_else(|| self.stand_ins.held.moved_node(path).filter(is_made))
     }
 
     /// The same for what a link of `/proc` leads to. `None` also if the descriptor is out of reach: then it is nobody's of this view.
@@ -359,7 +398,16 @@ impl Call<'_> {
     /// The same for a copy of it. What only looks finds what the kernel finds unless the descriptor was lent for sure.
     fn lent_fd(&self, fd: &OwnedFd) -> Result<Option<Arc<Node>>> {
         if only_looks(self) {
-            return Ok(self.view.lent.marked(fd));
+            if let Some(node) = self.view.lent.marked(fd) {
+                return Ok(Some(node));
+            }
+            let key = crate::fuseplane::key_of_fd(fd.as_fd())?;
+            let differs = |mount: &Arc<Mount>| mount.through.as_ref().is_some_and(|it| it.differs(key));
+            if !self.table.mounts().iter().any(differs) {
+                return Ok(None);
+            }
+            // What the kernel tells of it is told if nobody knows better.
+            return Ok(self.walker(crate::walk::Limits::default()).lent(fd).unwrap_or(None));
         }
         self.walker(crate::walk::Limits::default()).lent(fd)
     }

@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apart;
 mod call;
 mod calls;
 mod control;

@@ -69,7 +69,7 @@ const IGNORED: &[&str] = &[
 pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
     if in_other_namespace(call) {
         // A container within the view: its own mounts are the kernel's.
-        return Ok(Answer::GoOn);
+        return crate::apart::mount(call, name);
     }
     match name {
         "mount" => {
@@ -81,7 +81,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
             }
         }
         "umount2" => umount(call),
-        "pivot_root" => Ok(Answer::GoOn),
+        "pivot_root" => crate::apart::mount(call, name),
         // mount(8) then uses mount(2), which says as much.
         _ => Err(Errno::ENOSYS),
     }
@@ -222,6 +222,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         before,
     });
     view.stand_ins.planes.probe(&mount)?;
+    crate::apart::no_cores(&mount);
     view.set_table(table.with(mount));
     Ok(())
 }

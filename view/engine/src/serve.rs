@@ -350,6 +350,9 @@ fn dispatch(call: &Call<'_>) -> Outcome {
         Family::File => crate::data::serve(call, row.name),
         Family::Identity | Family::Rights => crate::who::serve(call, row.name),
         Family::Task if crate::who::is_ours(call) && row.name == "prctl" => crate::who::serve(call, row.name),
+        Family::Task if row.name.contains("rlimit") && is_core(call, row.name) => {
+            crate::apart::core_limit(call, row.name)
+        }
         Family::Task if row.name.contains("rlimit") => crate::states::limits(call, row.name),
         // What is traced by somebody else cannot be given a larger filter later, and as long as we trace it nobody else can.
         Family::Task if row.name == "ptrace" && call.view.level() < Level::Files => {
@@ -382,6 +385,11 @@ fn dispatch(call: &Call<'_>) -> Outcome {
 fn filters_calls(call: &Call<'_>, name: &str) -> bool {
     const PR_SET_SECCOMP: u64 = 22;
     name == "seccomp" || (name == "prctl" && call.args[0] == PR_SET_SECCOMP)
+}
+
+/// Whether a call is about the limit of core files.
+fn is_core(call: &Call<'_>, name: &str) -> bool {
+    call.args[usize::from(name == "prlimit64")] as u32 == crate::apart::CORE
 }
 
 fn report(view: &View, call: &Call<'_>, outcome: &Outcome) {

@@ -100,7 +100,7 @@ impl Through {
     }
 
     /// Whether what has this number is not (only) what the view has in its place.
-    fn differs(&self, key: Key) -> bool {
+    pub(crate) fn differs(&self, key: Key) -> bool {
         self.told.lock().objects.contains(&key)
     }
 
@@ -318,6 +318,15 @@ impl Held {
         }
         known.insert(key, Arc::clone(&node));
         Ok(Some(node))
+    }
+
+    /// What a path of the host leads to that is at another place in the view now.
+    pub(crate) fn moved_node(&self, path: &[u8]) -> Option<Arc<Node>> {
+        if !self.any_moved.load(Ordering::Acquire) {
+            return None;
+        }
+        let (node, rest) = self.moved_to(path)?;
+        below(&node, rest).ok()
     }
 
     /// A directory of the host is at another place in the view from now on.
