@@ -35,7 +35,8 @@ struct Slots {
 }
 
 impl Listing {
-    /// Lists from `position` on; at 0, `read` says what there is now.
+    /// Lists from `position` on; at 0, `read` says what there is now. So it does where nobody began at 0: the kernel may remember a listing
+    /// from one opening to the next, and go on in a new one where it had to forget. If nothing changed, the numbers are the same.
     pub fn read(
         &self,
         position: u64,
@@ -43,7 +44,8 @@ impl Listing {
         sink: &mut DirSink<'_>,
     ) -> Result<()> {
         // The directory is read without the lock: it may take long, and other positions can be served meanwhile.
-        let fresh = if position == 0 { Some(read()?) } else { None };
+        let begins = position == 0 || self.0.lock().last == 0;
+        let fresh = if begins { Some(read()?) } else { None };
         let mut slots = self.0.lock();
         if let Some(fresh) = fresh {
             slots.update(fresh);
@@ -99,5 +101,13 @@ mod tests {
         names(&listing, 0, "d c b");
         let rest: Vec<_> = names(&listing, behind_a, "").into_iter().map(|(name, _)| name).collect();
         assert_eq!(rest, ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn another_opening_goes_on_where_one_was() {
+        let behind_a = names(&Listing::default(), 0, "a b c")[0].1;
+        let rest: Vec<_> =
+            names(&Listing::default(), behind_a, "a b c").into_iter().map(|(name, _)| name).collect();
+        assert_eq!(rest, ["b", "c"]);
     }
 }
