@@ -189,6 +189,10 @@ if [ -w /dev/shm ]; then
     same "B4 over /: a file is moved to a directory of the host" "one two" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c 'cd "$TMP/mine"; d=$(mktemp -d -p /dev/shm); echo one >f; echo two >g
         mv f $d/ && cd / && mv "$TMP/mine/g" ${d#/} && cat $d/f $d/g | xargs; rm -r $d' 2>&1)"
 fi
+# What an owner has taken from himself, also of a file that is open on the emulated plane.
+[ "$(id -u)" = 0 ] || same "B4 over /: one's own file that may not be written" "no
+no
+one" "$(for plane in emulated backing; do VEDUTA_PLANE=$plane timeout -k 1 60 "$VEDUTA" run -N --cow try -- bash -c 'cd "$TMP/mine"; rm -f k; echo one >k; chmod 444 k; [ ! -w k ] || echo writable; (echo two >>k) 2>/dev/null || echo no'; done; timeout -k 1 60 "$VEDUTA" run -N --cow try -- cat mine/k)"
 # Deeper than a path may be long.
 ! command -v python3 >/dev/null || same "B4 over /: files far down are told of by their descriptors" "1 1" "$(timeout -k 1 60 "$VEDUTA" run -N --cow try -- python3 -c '
 import os

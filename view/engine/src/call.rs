@@ -307,6 +307,16 @@ impl<'a> Call<'a> {
             Place::Tree(node, attr) if node.mount.checks_permissions() => {
                 self.caller.on(&node.mount).may_node(node, attr, wanted)
             }
+            // The tree decides, but a file that is open already is not opened again, and access(2) has nobody else to ask: what an owner
+            // may not, nobody lets him.
+            Place::Tree(node, attr)
+                if attr.kind == veduta_api::Kind::File
+                    && self.caller.on(&node.mount).uid() == attr.uid
+                    && !self.caller.on(&node.mount).is_root()
+                    && (attr.perm.bits() >> 6) & wanted != wanted =>
+            {
+                Err(Errno::EACCES)
+            }
             // As for root: what nobody may run is no program.
             Place::Tree(_, attr)
                 if wanted & crate::identity::EXECUTE != 0
