@@ -99,3 +99,9 @@ mkdir -p lots; for ((n = 0; n < 100; n++)); do echo "$n" >"lots/$n"; done
 view --trace all --cow "$TMP/up7" --over "$TMP/lots" -- sh -c 'cat lots/* >/dev/null; ls -l lots >/dev/null' 2>trace
 check "what does not differ is not asked of the engine" test "$(seen trace)" -lt 40
 check "programs of a tree that is looked through are the kernel's" view --cow "$TMP/up8" -- bash -c 'test "$(readlink /proc/self/exe)" = "$(realpath "$(command -v readlink)")"'
+if command -v gdb >/dev/null; then
+    said=$(view --cow "$TMP/up10" -- bash -c 'cp /bin/sh "$TMP/made" && timeout -k 1 30 gdb -nx -batch -ex run --args "$TMP/made" -c "exit 3"' 2>&1)
+    case $said in *"exited with code 03"*) pass "gdb runs a program that was just made over all" ;; *) fail "gdb runs a program that was just made over all" "$said" ;; esac
+else
+    skip "no gdb here" fine
+fi

@@ -242,6 +242,8 @@ fn plan(
         {
             match found.existing()? {
                 Place::Host(_) if found.direct => {}
+                // The host's own, which a mount lets through: what it is called is told to debuggers.
+                place if is_found(call, path, place) => add_way(call, &mut ways, path, place),
                 place => {
                     add_way(call, &mut ways, path, place);
                     let image = Content::open(call, place)?.image(call)?;
@@ -259,6 +261,13 @@ fn plan(
         _ => Image::Descriptor(file.image(call)?),
     };
     Ok(Answer::Exec(Box::new(Plan { program, interpreter: virtual_interpreter, start, ways })))
+}
+
+/// Whether the kernel finds an interpreter by itself, since the host is seen through its mount.
+fn is_found(call: &Call<'_>, path: &[u8], place: &Place) -> bool {
+    let Some(real) = crate::through::on_host(call, place) else { return false };
+    let key = crate::fuseplane::key_of(Path::new(OsStr::from_bytes(&real)));
+    key.is_ok_and(|key| crate::through::finds(call, libc::AT_FDCWD as u64, path, key))
 }
 
 /// Notes by which path something is found, and where on the host it is.
