@@ -60,6 +60,26 @@ same "a fifo below is another than the host's" "said" "$(
     mkfifo where/fifo
     view --cow "$TMP/up5" --over "$TMP/where" -- bash -c 'cd where; (echo said >fifo) & timeout 10 cat fifo; wait')"
 
+cat >list.py <<'PY'
+# A directory that was opened before something was made in it, listed in small parts and changed meanwhile: each name once.
+import ctypes, os, sys
+libc, buffer = ctypes.CDLL(None), ctypes.create_string_buffer(96)
+fd, names = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY), []
+os.close(os.open(sys.argv[1] + "/new", os.O_CREAT | os.O_WRONLY))
+os.unlink(sys.argv[1] + "/name3")
+while (got := libc.syscall(217, fd, buffer, 96)) > 0:
+    at = 0
+    while at < got:
+        size = int.from_bytes(buffer.raw[at + 16:at + 18], "little")
+        names.append(buffer.raw[at + 19:at + size].split(b"\0")[0].decode())
+        at += size
+    os.fchmod(fd, 0o750 if len(names) % 2 else 0o755)
+print(got, len(names), " ".join(sorted(names)))
+PY
+mkdir where/many && for n in 1 2 3 4 5 6 7 8 9; do echo $n >where/many/name$n; done
+same "a directory is listed in parts while it is changed" "0 11 . .. name1 name2 name4 name5 name6 name7 name8 name9 new" \
+    "$(view --cow "$TMP/up11" --over "$TMP/where" -- python3 list.py "$TMP/where/many" 2>&1)"
+
 cat >watch.py <<'PY'
 # One makes, changes, removes and renames; the other is told by a pipe and must see it. Directories are listed from the beginning.
 import os, sys

@@ -89,7 +89,11 @@ impl Lent {
     pub(crate) fn hand_out(&self, fd: &OwnedFd, node: &Arc<Node>, is_lent: bool) -> Result<()> {
         let data = nix::sys::stat::fstat(fd.as_fd())?;
         if is_lent {
-            mark(fd)?;
+            // A directory that is being listed has a mark of its own, and is found by its path.
+            let is_directory = data.st_mode & libc::S_IFMT == libc::S_IFDIR;
+            if !is_directory || !crate::through::is_listed(fd) {
+                mark(fd)?;
+            }
             self.any.store(true, Ordering::Release);
         }
         let key = (data.st_dev, data.st_ino);

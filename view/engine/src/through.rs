@@ -221,7 +221,7 @@ pub(crate) fn list(call: &Call<'_>, fd: &OwnedFd, is_old: bool) -> Outcome {
     let differs = |mount: &Arc<crate::mounts::Mount>| {
         mount.through.as_ref().is_some_and(|through| !through.is_clear() || through.differs(key))
     };
-    if !call.table.mounts().iter().any(differs) || (!is_marked(fd) && lseek(fd, 0, Whence::SeekCur)? != 0) {
+    if !call.table.mounts().iter().any(differs) || (!is_listed(fd) && lseek(fd, 0, Whence::SeekCur)? != 0) {
         return Ok(Answer::GoOn);
     }
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -239,7 +239,8 @@ fn below(node: &Arc<Node>, path: &[u8]) -> Result<Arc<Node>> {
     names.into_iter().try_fold(Arc::clone(node), |node, name| Ok(node.lookup(name)?.0))
 }
 
-fn is_marked(fd: &OwnedFd) -> bool {
+/// Whether the positions of a directory's description are those of the view.
+pub(crate) fn is_listed(fd: &OwnedFd) -> bool {
     const F_GETSIG: u64 = 11;
     let mut arguments = [fd.as_raw_fd() as u64, F_GETSIG, 0].map(Argument::Value);
     raw::call(libc::SYS_fcntl as u32, &mut arguments) == Ok(LISTED_HERE as i64)
