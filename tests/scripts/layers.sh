@@ -96,6 +96,22 @@ check "umount returns when the layer is free" bash -c "'$VEDUTA' umount b && '$V
 same "and then it can be committed" "lower mine new" "$(cat b/etc/conf b/new | xargs)"
 same "a layer is free soon after umount(8), too" "1 2 3 4 5" "$(for n in 1 2 3 4 5; do "$V" -o cow u b || break; echo $n >b/n; cat b/n; umount b 2>/dev/null || fusermount3 -u b; done | xargs)"
 until_true 10 "$VEDUTA" discard u >/dev/null
+# A plain umount(8) does not wait for a server that still writes to the disk; who comes next does.
+if [ "$HOW" = user ]; then
+    skip "a layer is waited for while its mount still writes: a traced program cannot use fusermount3" fine
+elif ! command -v strace >/dev/null; then
+    skip "strace is missing"
+else
+    strace -f -o "$TMP/trace" -e trace=syncfs -e inject=syncfs:delay_enter=4000000 "$V" -o cow u b &
+    until_true 10 mounted "$TMP/b"; echo slow >b/n; umount b; until_true 10 grep -q syncfs "$TMP/trace"
+    same "a layer is waited for while its mount still writes to the disk" "slow" "$("$V" -o cow u b && cat b/n; unmount "$TMP/b")"
+    wait; rm -f "$TMP/trace"
+    check "and is free then" "$VEDUTA" discard u
+    # Who was killed while he left has not left it marked for those who come later.
+    mkdir u/.veduta-work; echo leaving >u/.veduta-work/lock; "$V" -o cow u b
+    refuse 32 'in use by another mount' "an upper layer whose earlier mount was killed at its end, twice" "$V" -o "lowerdir=$TMP/b,upperdir=$TMP/u" none "$TMP/m"
+    unmount "$TMP/b"
+fi
 if timeout -k 1 20 "$VEDUTA" run -N -- true 2>/dev/null; then
     refuse 2 'covered by a mount on .*/b;' "diff within the view whose mount covers what lies below says so" \
         timeout -k 1 20 "$VEDUTA" run -N --cow u --over b -- sh -c "echo more >b/more; '$VEDUTA' diff u"

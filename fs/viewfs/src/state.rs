@@ -30,9 +30,12 @@ const WORK: &str = "work";
 const LINKS: &str = "links";
 const LOCK: &str = "lock";
 
-/// How long a mount that was just ended may take to let go of its layer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a mount that was just ended may take to notice it. From then on its lock says so ([`State::leave`]), and is waited for without a limit.
+const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The content of the lock of a mount that has ended, and only writes what it has.
+const LEAVING: &[u8] = b"leaving\n";
 
 pub(crate) const TOUCHED: &str = "touched";
 
@@ -78,11 +81,21 @@ impl State {
         };
         let directory = |dir, name| make_directory(&*fs, dir, OsStr::new(name));
         let deadline = Instant::now() + PATIENCE;
+        let mut is_told = false;
         let (home, lock) = loop {
             match take(&*fs, root) {
-                Ok(taken) => break taken,
-                Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Err(Errno::EBUSY) => {
+                Ok(Taken::Ours(home, lock)) => break (home, lock),
+                Ok(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Ok(Taken::Left) => {
+                    if !is_told {
+                        tracing::warn!(
+                            "waiting for the mount that had the upper layer, which is still writing to the disk"
+                        );
+                        is_told = true;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                Ok(Taken::Others) => {
                     let message = "the upper layer is in use by another mount, or by a commit";
                     return Err(MountError::system(Errno::EBUSY, message));
                 }
@@ -150,6 +163,13 @@ impl State {
         Ok(())
     }
 
+    /// Tells who waits for the layer that the mount is over, and what is left to do only takes time.
+    pub(crate) fn leave(&self) {
+        if let Some(Err(error)) = self.lock.lock().as_ref().map(|lock| lock.write_at(LEAVING, 0)) {
+            tracing::debug!("nobody is told that the upper layer will be free: {}", error.desc());
+        }
+    }
+
     /// The mount is over.
     pub(crate) fn end(&self) {
         let fs = &*self.fs;
@@ -205,20 +225,39 @@ fn make_directory(fs: &dyn Filesystem, dir: Ino, name: &OsStr) -> Result<Ino> {
     }
 }
 
-/// The hidden directory, and its lock, which is held. `EBUSY` while another has it.
-fn take(fs: &dyn Filesystem, root: Ino) -> Result<(Ino, Arc<dyn File>)> {
-    // Who ends removes both, while he holds the lock.
-    let leaving = |errno| if errno == Errno::ENOENT { Errno::EBUSY } else { errno };
-    let home = make_directory(fs, root, OsStr::new(NAME)).map_err(leaving)?;
-    let lock = open_lock(fs, home).map_err(leaving)?;
-    let Some(fd) = lock.backing() else { return Ok((home, lock)) };
+/// Whose a layer is.
+enum Taken {
+    /// Ours: the hidden directory, and its lock, which is held.
+    Ours(Ino, Arc<dyn File>),
+    /// That of a mount that has ended, and will be free.
+    Left,
+    /// Another's.
+    Others,
+}
+
+/// Takes the lock of a layer, if it is free.
+fn take(fs: &dyn Filesystem, root: Ino) -> Result<Taken> {
+    let found = make_directory(fs, root, OsStr::new(NAME)).and_then(|home| Ok((home, open_lock(fs, home)?)));
+    let (home, lock) = match found {
+        Ok(found) => found,
+        // Who ends removes both, while he holds the lock.
+        Err(Errno::ENOENT) => return Ok(Taken::Left),
+        Err(errno) => return Err(errno),
+    };
+    let Some(fd) = lock.backing() else { return Ok(Taken::Ours(home, lock)) };
+    let is_left = || lock.read_at(&mut [0; LEAVING.len()], 0).is_ok_and(|len| len > 0);
     match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) if rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 0) => return Err(Errno::EBUSY),
+        Ok(()) if rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 0) => return Ok(Taken::Left),
+        // Who was killed while he left has said so for ever.
+        Ok(()) if is_left() => {
+            rustix::fs::ftruncate(fd, 0).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+        }
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Errno::EBUSY),
+        Err(rustix::io::Errno::WOULDBLOCK) if is_left() => return Ok(Taken::Left),
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Taken::Others),
         Err(_) => tracing::warn!("the upper layer cannot be locked: take care to mount it only once"),
     }
-    Ok((home, lock))
+    Ok(Taken::Ours(home, lock))
 }
 
 fn open_lock(fs: &dyn Filesystem, home: Ino) -> Result<Arc<dyn File>> {

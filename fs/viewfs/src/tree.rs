@@ -978,6 +978,9 @@ impl Filesystem for Tree {
     }
 
     fn unmount(&self) -> Result<()> {
+        if let Some(state) = &self.state {
+            state.leave();
+        }
         let synced = self.sync();
         if let Some(state) = &self.state {
             state.end();
