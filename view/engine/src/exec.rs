@@ -170,17 +170,14 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
         let name = name[..name.len().min(15)].to_vec();
         let start = Start { argv, envp, front, name };
         let is_script = start.front.is_some();
-        let mut outcome = plan(call, &place, &file, wanted, direct, start, ways)?;
-        if let Answer::Exec(plan) = &outcome {
-            if plan.is_seen() && plan.is_the_hosts(call.task.0) {
-                outcome = Answer::GoOn;
-            }
-        }
-        let outcome = Ok(outcome);
-        if let (Ok(Answer::GoOn), Some((path, ..)), Some(key), false) = (&outcome, wanted, key, is_script) {
+        let answer = match plan(call, &place, &file, wanted, direct, start, ways)? {
+            Answer::Exec(plan) if plan.is_seen() && plan.is_the_hosts(call.task.0) => Answer::GoOn,
+            answer => answer,
+        };
+        if let (Answer::GoOn, Some((path, ..)), Some(key), false) = (&answer, wanted, key, is_script) {
             call.view.fast.learn(&call.table, key, path);
         }
-        return outcome;
+        return Ok(answer);
     }
     Err(Errno::ELOOP)
 }

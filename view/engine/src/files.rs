@@ -509,9 +509,6 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         if target.parent().is_none() || call.table.any_below(&target.path()) {
             return Err(Errno::EBUSY);
         }
-        if flags.no_replace {
-            return Err(Errno::EEXIST);
-        }
         Call::unguarded(target_attr, false)?;
         if checks {
             caller.may_remove(to_above, target_attr)?;

@@ -571,14 +571,25 @@ fn control(fd: &OwnedFd, operation: u64, value: u64) -> Result<i64> {
     raw::call(libc::SYS_fcntl as u32, &mut arguments)
 }
 
-/// Marks a description, for all who get it: with the signal that tells that input is possible, which is the one that it would be in any case.
+/// The signal that tells of a description that input is possible. The kernel keeps it with the description, for all who get that, and nobody is told
+/// so of a file or a directory: it serves as a mark.
+pub(crate) fn signal_of(fd: &OwnedFd) -> Result<i64> {
+    control(fd, F_GETSIG, 0)
+}
+
+/// Sets it.
+pub(crate) fn set_signal(fd: &OwnedFd, signal: i32) -> Result<()> {
+    control(fd, F_SETSIG, signal as u64).map(drop)
+}
+
+/// Marks a description, with the signal that it would be in any case.
 pub(crate) fn mark(fd: &OwnedFd) -> Result<()> {
-    control(fd, F_SETSIG, libc::SIGIO as u64).map(drop)
+    set_signal(fd, libc::SIGIO)
 }
 
 /// Whether it is marked.
 pub(crate) fn is_marked(fd: &OwnedFd) -> bool {
-    control(fd, F_GETSIG, 0) == Ok(libc::SIGIO.into())
+    signal_of(fd) == Ok(libc::SIGIO.into())
 }
 
 /// Whether a description is marked by us; `true`, `_`: as one whose file its opening has made.

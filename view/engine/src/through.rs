@@ -17,12 +17,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::unistd::{Whence, lseek};
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{Attr, Differences, Filesystem, Kind, Result};
-use veduta_trace::raw::{self, Argument};
 use veduta_trace::shim::Difference;
 
 use crate::call::{Answer, Call, Outcome};
@@ -33,7 +33,7 @@ use crate::standin::Key;
 use crate::walk::{Limits, Place};
 
 /// Marks the description of a directory whose positions are those of the view: the signal that tells that input is possible, which no directory does.
-const LISTED_HERE: u64 = 63;
+const LISTED_HERE: i32 = 63;
 /// Differences of one mount that are kept; with more of them the host is not looked at.
 const MOST: usize = 16_384;
 /// Directories whose nodes are remembered.
@@ -241,15 +241,11 @@ fn below(node: &Arc<Node>, path: &[u8]) -> Result<Arc<Node>> {
 
 /// Whether the positions of a directory's description are those of the view.
 pub(crate) fn is_listed(fd: &OwnedFd) -> bool {
-    const F_GETSIG: u64 = 11;
-    let mut arguments = [fd.as_raw_fd() as u64, F_GETSIG, 0].map(Argument::Value);
-    raw::call(libc::SYS_fcntl as u32, &mut arguments) == Ok(LISTED_HERE as i64)
+    crate::lent::signal_of(fd) == Ok(LISTED_HERE.into())
 }
 
 fn mark(fd: &OwnedFd) {
-    const F_SETSIG: u64 = 10;
-    let mut arguments = [fd.as_raw_fd() as u64, F_SETSIG, LISTED_HERE].map(Argument::Value);
-    if let Err(errno) = raw::call(libc::SYS_fcntl as u32, &mut arguments) {
+    if let Err(errno) = crate::lent::set_signal(fd, LISTED_HERE) {
         tracing::debug!("a listing is not told as ours: {}", errno.desc());
     }
 }
@@ -299,8 +295,12 @@ impl Held {
             return Ok(None);
         }
         let key = (data.dev(), data.ino());
-        if let Some(node) = self.known.lock().get(&key) {
-            return Ok(Some(Arc::clone(node)));
+        let known = self.known.lock().get(&key).cloned();
+        match known {
+            // Others have removed what it was made of, and the host has given the number to another directory.
+            Some(node) if node.attr() == Err(Errno::ESTALE) => drop(self.known.lock().remove(&key)),
+            Some(node) => return Ok(Some(node)),
+            None => {}
         }
         let moved = match self.any_moved.load(Ordering::Acquire) {
             true => self.moved_to(path),
