@@ -1,6 +1,6 @@
 # Does to files in the current directory what programs do, by path, by descriptor and by mapping at once, and says what comes of it: the same on
 # every filesystem. tests/scripts/view.sh compares a virtual one with the host's.
-import errno, fcntl, mmap, os, subprocess, sys
+import errno, fcntl, mmap, os, socket, subprocess, sys
 def said(what, work):
     try: print(what, work())
     except OSError as error: print(what, error.strerror)
@@ -22,6 +22,10 @@ open('a', 'w').write('another'); said('again', lambda: (open('a').read(), os.pre
 os.mkdir('d'); d = os.open('d', os.O_RDONLY | os.O_DIRECTORY); e = os.open('e', os.O_RDWR | os.O_CREAT, 0o444, dir_fd=d); os.write(e, b'x' * 5000); said('in a directory', lambda: (path(e), os.stat('e', dir_fd=d).st_size, oct(os.fstat(e).st_mode)))
 os.chdir('d'); said('relative', lambda: (os.path.relpath(os.getcwd(), here), len(open('e').read()), len(open('../d/e').read()))); os.chdir('..')
 t = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o600); os.write(t, b'temporary'); said('no name', lambda: (os.fstat(t).st_nlink, os.pread(t, 20, 0))); open('named', 'w').write('named')
+def named(fd, name): os.link(f'/proc/self/fd/{fd}', name, src_dir_fd=d, follow_symlinks=True); return os.stat(name).st_nlink, open(name).read(), os.fstat(fd).st_nlink
+z = os.open('.', os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o600); said('never a name', lambda: named(z, 'z')); said('a name', lambda: named(t, 't')); said('the link itself', lambda: os.link(f'/proc/self/fd/{t}', 't2')); said('taken', lambda: named(t, 't')); os.remove('t'); said('no name any more', lambda: named(t, 't'))
+os.mkfifo('p'); p1, p2 = [os.open('p', how | os.O_NONBLOCK) for how in (os.O_RDONLY, os.O_WRONLY)]; os.write(p2, b'through'); said('fifo', lambda: os.read(p1, 9)); os.remove('p')
+g = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); g.bind('g'); said('another kind', lambda: socket.socket(socket.AF_UNIX).connect('g')); g.close(); said('nobody', lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect('g')); os.remove('g')
 said('exclusive', lambda: os.open('a', os.O_CREAT | os.O_EXCL)); said('a directory', lambda: os.open('d', os.O_RDWR)); said('read-only', lambda: os.write(b, b'x')); said('write-only', lambda: os.read(c, 1))
 w = os.open('a', os.O_RDWR | os.O_APPEND); os.pwrite(w, b'+', 0); said('append', lambda: open('a').read()); said('flags', lambda: fcntl.fcntl(w, fcntl.F_GETFL) & (os.O_APPEND | os.O_ACCMODE))
 for n in range(4):

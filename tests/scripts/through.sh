@@ -56,6 +56,14 @@ same "a directory that was removed is empty, and its name another's" "$(printf '
 echo text >where/text; chmod 644 where/text; mkdir where/sub
 same "what nobody may run is no program" "no yes" "$(
     view --cow "$TMP/up9" --over "$TMP/where" -- bash -c 'cd where; test -x text && echo yes || echo no; echo more >>text; chmod 755 text; test -x text && echo yes' | paste -sd' ')"
+for plane in "" emulated; do
+    mkdir files native-files
+    # An emulated file does not know that it is open to be written when it is run.
+    [ "$plane" = "" ] && but=none || but=busy
+    same "files of a copy-on-write view are like the host's${plane:+, $plane}" "$(cd native-files && timeout -k 1 60 python3 "$TESTS/files.py" 2>&1 | grep -v "$but")" \
+        "$(cd files && VEDUTA_PLANE=$plane view --cow "$TMP/up13$plane" -- python3 "$TESTS/files.py" 2>&1 | grep -v "$but")"
+    rm -r files native-files
+done
 mkdir -p anew/dir; echo first >anew/dir/f
 same "a directory that others have made anew is the new one" "first second new" "$(
     view --cow "$TMP/up12" --over "$TMP/anew" -- bash -c '

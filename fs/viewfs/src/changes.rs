@@ -4,6 +4,7 @@
 //! at again. Each change of a name is one rename, link or removal in the layer, so it is whole or not there after a crash.
 
 use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -409,6 +410,24 @@ impl Tree {
         node.is_new.store(true, Ordering::Relaxed);
         let entry = Entry { ino: node.ino, generation: 0, attr: self.dress(&node, attr)? };
         Ok((entry, Arc::new(MergedFile::new(self.me()?, node, file, flags, true))))
+    }
+
+    /// The node of a file without a name that is in the layer that is written.
+    pub(crate) fn find_unnamed(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        let layer = self.rules.write_to.ok_or(Errno::EROFS)?;
+        let fs = self.fs(layer);
+        let entry = fs.node_of(file)?;
+        // What has one may be of a layer below.
+        if entry.attr.nlink != 0 {
+            fs.forget(entry.ino, 1);
+            return Err(Errno::EXDEV);
+        }
+        let (ino, path) = (entry.ino, Arc::from(OsStr::new("")));
+        let part = Part { layer, ino, path, has_xattr_whiteouts: false, store: None };
+        let attr = self.seen(layer, entry.ino, entry.attr)?;
+        let parts = Parts { stack: vec![part], data: 0 };
+        let (node, attr) = self.settle(Found::new(parts, attr, Marks::default(), None, Some(layer)), None);
+        Ok(Entry { ino: node.ino, generation: 0, attr: self.dress(&node, attr)? })
     }
 
     /// How a file of a layer is opened: where its descriptor is not handed out, a host may read through what others have open to write.

@@ -2,6 +2,8 @@
 //! they mean, are those of fuse-overlayfs(1).
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use veduta_api::{
@@ -205,6 +207,12 @@ impl Filesystem for Shown {
     fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {
         let (entry, file) = self.tree.tmpfile(parent, &self.new_node(new)?, flags)?;
         Ok((self.entry(entry), file))
+    }
+    fn place_of(&self, real: &Path) -> Option<PathBuf> {
+        self.tree.place_of(real)
+    }
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        self.tree.node_of(file).map(|entry| self.entry(entry))
     }
     fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.tree.unlink(parent, name)

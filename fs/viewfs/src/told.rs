@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -308,6 +309,9 @@ impl Filesystem for Watched {
     }
     fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {
         self.fs.tmpfile(parent, new, flags)
+    }
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        self.fs.node_of(file)
     }
     fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let _gate = self.changing(parent, name);

@@ -11,8 +11,9 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::setup::Durability;
 use crate::state::{self, State};
 use crate::store;
 use crate::table::{Draft, LayerNumber, Node, Part, Parts, Place, Table};
-use crate::told::Watched;
+use crate::told::{Told, Watched};
 use crate::vstat::{self, Override};
 
 /// How a tree is to behave; what the options say.
@@ -902,6 +903,14 @@ impl Filesystem for Tree {
             && marks().is_ok_and(|marks| marks.ino == Some(st_ino))
     }
 
+    fn place_of(&self, real: &Path) -> Option<PathBuf> {
+        let layers = self.layers.iter().filter(|layer| layer.root == Ino::ROOT);
+        let roots = layers.filter_map(|layer| layer.fs.shows(Weak::<Told>::new()));
+        let rest = roots.filter_map(|root| real.strip_prefix(root).ok().map(Path::to_owned));
+        // The longest root leaves the shortest.
+        rest.min_by_key(|rest| rest.as_os_str().len()).filter(|rest| !rest.starts_with(state::NAME))
+    }
+
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()> {
         let node = self.node(dir)?;
         let listing = self.listing(dir);
@@ -1022,6 +1031,10 @@ impl Filesystem for Tree {
         self.do_tmpfile(&*self.node(parent)?, new, flags)
     }
 
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        self.find_unnamed(file)
+    }
+
     fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         self.remove(&*self.node(parent)?, name, false)
     }
@@ -1082,7 +1095,7 @@ mod tests {
     use super::*;
     use crate::setup::{Mode, Setup};
 
-    fn cow(dir: &std::path::Path) -> Arc<Tree> {
+    fn cow(dir: &Path) -> Arc<Tree> {
         let place = |name: &str| {
             let path = dir.join(name);
             std::fs::create_dir_all(&path).unwrap();

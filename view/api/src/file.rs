@@ -110,13 +110,17 @@ pub struct OpenFlags {
     /// `O_SYNC` or `O_DSYNC`: a write returns when it is on stable storage. The host calls `sync` after each write, so
     /// this is only a hint to prepare for that.
     pub sync: bool,
+    /// `O_EXCL` with `O_TMPFILE`: the file is never to get a name.
+    pub unlinkable: bool,
 }
 
 impl OpenFlags {
     /// For reading only.
-    pub const READ: OpenFlags = OpenFlags { read: true, write: false, direct: false, sync: false };
+    pub const READ: OpenFlags =
+        OpenFlags { read: true, write: false, direct: false, sync: false, unlinkable: false };
     /// For reading and writing.
-    pub const READ_WRITE: OpenFlags = OpenFlags { read: true, write: true, direct: false, sync: false };
+    pub const READ_WRITE: OpenFlags =
+        OpenFlags { read: true, write: true, direct: false, sync: false, unlinkable: false };
 }
 
 /// What `fallocate(2)` is to do with a range.

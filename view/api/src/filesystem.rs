@@ -14,7 +14,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -181,6 +182,13 @@ pub trait Filesystem: Send + Sync {
         self.getattr(ino).is_ok_and(|attr| attr.st_dev == Some(device) && attr.st_ino == st_ino)
     }
 
+    /// The path in the tree, from its root, at which it has, as far as names tell, what one of the directories of the host that it is made of has at this path.
+    /// A host that handed out a descriptor of it tells processes so.
+    fn place_of(&self, real: &Path) -> Option<PathBuf> {
+        let _ = real;
+        None
+    }
+
     /// Lists a directory from `position` on: 0, or the `next` of an earlier entry. Neither `.` nor `..` is listed.
     fn readdir(&self, dir: Ino, position: u64, sink: &mut DirSink<'_>) -> Result<()>;
 
@@ -288,6 +296,14 @@ pub trait Filesystem: Send + Sync {
     fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {
         let _ = (parent, new, flags);
         Err(Errno::EOPNOTSUPP)
+    }
+
+    /// The node of which this is a descriptor, for a process that has no more of it and wants it [linked](Self::link): a file that [`tmpfile`](Self::tmpfile) has
+    /// made, and that was handed out as [`File::backing`]. Takes a reference. `EXDEV` for what is not the tree's own, or cannot be told to be so: a name of
+    /// its own would let the tree change it.
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        let _ = file;
+        Err(Errno::EXDEV)
     }
 
     /// Removes a name that does not lead to a directory (`EISDIR` if it does).

@@ -1,8 +1,10 @@
 //! Calls that take paths, other than those that open and run.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -228,7 +230,7 @@ fn access(call: &Call<'_>, place: &Place, mode: u64) -> Outcome {
             return Err(Errno::EPERM);
         }
     }
-    let no_exec = node.mount.no_exec.load(std::sync::atomic::Ordering::Relaxed);
+    let no_exec = node.mount.no_exec.load(Ordering::Relaxed);
     if mode & EXECUTE != 0 && attr.kind == Kind::File && no_exec {
         return Err(Errno::EACCES);
     }
@@ -249,7 +251,7 @@ fn readlink(call: &Call<'_>, dirfd: u64, path: u64, buffer: u64, size: u64) -> O
         None if found.direct => return Ok(Answer::GoOn),
         None => return Err(Errno::ENOENT),
         Some(Place::Host(real)) => {
-            match if is_magic(real) { crate::proc::magic_text(call.view, real) } else { None } {
+            match if is_magic(real) { crate::proc::link_text(call, real) } else { None } {
                 Some(text) => text,
                 None if found.direct => return Ok(Answer::GoOn),
                 None => return crate::host::again(call, &[real]),
@@ -421,6 +423,11 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     let (old, new) = match (old, new) {
         (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
+        // The descriptor itself.
+        (Target::PlainlyHost(None), Target::Found(new)) if matches!(new.parent, Some(Place::Tree(..))) => {
+            let fd = crate::serve::descriptor(call.task, from.0 as i32).map_err(|_| Errno::EBADF)?;
+            return give_name(call, &fd, &new);
+        }
         (Target::Found(found), Target::PlainlyHost(_)) | (Target::PlainlyHost(_), Target::Found(found)) => {
             let is_host = !matches!(found.place, Some(Place::Tree(..)))
                 && !matches!(found.parent, Some(Place::Tree(..)));
@@ -619,29 +626,44 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
             let (old, new) = (full(&old), full(&new));
             return crate::host::again(call, &[&old, &new]);
         }
-        // A file without a name (O_TMPFILE), of which the process has the host's own descriptor.
-        (Place::Host(real), Some(Place::Tree(directory, _)))
-            if is_magic(real) && directory.mount.of_host && new.place.is_none() =>
-        {
-            call.writable(&Place::Tree(Arc::clone(directory), directory.attr()?))?;
-            let above = directory.shows().ok_or(Errno::EXDEV)?;
-            let new = [&above, b"/".as_slice(), &new.name].concat();
-            return crate::host::again(call, &[real, &new]);
+        (Place::Host(real), Some(Place::Tree(..))) if follow && is_magic(real) => {
+            let fd = crate::lent::behind_link(real).ok_or(Errno::EXDEV)?;
+            return give_name(call, &fd, &new);
         }
         (Place::Host(_), _) | (Place::Tree(..), Some(Place::Host(_)) | None) => {
             return Err(if new.place.is_some() { Errno::EEXIST } else { Errno::EXDEV });
         }
         (Place::Tree(node, attr), _) => (node, attr),
     };
+    link_node(call, source, attr, &new)
+}
+
+/// Names a file without a name (`O_TMPFILE`) of which a process has the host's own descriptor.
+fn give_name(call: &Call<'_>, fd: &OwnedFd, new: &Found) -> Outcome {
+    let Some(Place::Tree(directory, _)) = &new.parent else { return Err(Errno::EXDEV) };
     if new.place.is_some() {
         return Err(Errno::EEXIST);
     }
-    let (directory, above) = match in_directory(call, &new)? {
+    let entry = guarded(|| directory.tree().node_of(fd.as_fd()))?;
+    let source = Node::child(directory, OsStr::new(""), &entry);
+    // Whether it may have one only the host knows.
+    source.may_get_name.store(true, Ordering::Relaxed);
+    link_node(call, &source, &entry.attr, new)
+}
+
+fn link_node(call: &Call<'_>, source: &Arc<Node>, attr: &Attr, new: &Found) -> Outcome {
+    if new.place.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let (directory, above) = match in_directory(call, new)? {
         Err(answer) => return Ok(answer),
         Ok(directory) => directory,
     };
     if directory.mount.id != source.mount.id {
         return Err(Errno::EXDEV);
+    }
+    if attr.nlink == 0 && !source.may_get_name.load(Ordering::Relaxed) {
+        return Err(Errno::ENOENT);
     }
     if attr.kind == Kind::Directory {
         return Err(Errno::EPERM);
@@ -894,7 +916,7 @@ fn chroot(call: &Call<'_>) -> Outcome {
     }
     call.view.states.set(call.task, crate::states::State { root: Some(place.path()), ..call.state() })?;
     call.view.fast.end("a process has a root of its own");
-    call.view.has_roots.store(true, std::sync::atomic::Ordering::Release);
+    call.view.has_roots.store(true, Ordering::Release);
     DONE
 }
 

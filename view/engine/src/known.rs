@@ -21,6 +21,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
@@ -530,6 +531,14 @@ impl Filesystem for Noted {
         };
         let (entry, file) = self.made(parent, name, work, |(entry, _)| entry)?;
         Ok((entry, self.opened(entry.ino, file, true)))
+    }
+
+    fn place_of(&self, real: &Path) -> Option<PathBuf> {
+        self.tree.place_of(real)
+    }
+
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        self.tree.node_of(file)
     }
 
     fn mknod(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {

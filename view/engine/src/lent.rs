@@ -241,7 +241,7 @@ impl Loans {
 
 /// The inodes that processes of the view have open. Processes that are made meanwhile have what their makers had, so they are looked at too, until
 /// there are no new ones; `None` if they are made faster than that.
-fn in_use() -> Option<HashSet<Key>> {
+pub(crate) fn in_use() -> Option<HashSet<Key>> {
     const ROUNDS: usize = 100;
     let (mut used, mut seen, mut quiet) = (HashSet::new(), HashSet::new(), 0);
     for _ in 0..ROUNDS {
@@ -371,6 +371,12 @@ impl Walker<'_> {
             found => found,
         }
     }
+}
+
+/// The descriptor that a link of `/proc` leads to.
+pub(crate) fn behind_link(link: &[u8]) -> Option<OwnedFd> {
+    let (pid, number) = descriptor_link(link)?;
+    crate::serve::descriptor(Task(pid), number).ok()
 }
 
 /// Process and number of `/proc/PID/fd/N`, or of `/proc/PID/task/TID/fd/N`.

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::RwLock;
 use veduta_api::{Attr, Entry, Errno, Filesystem, Ino, Result};
@@ -20,22 +21,24 @@ pub(crate) struct Node {
     /// The directory in which it was found, and the name there; `None` for the root of the mount.
     way: RwLock<Option<(Arc<Node>, OsString)>>,
     counted: bool,
+    /// It has no name, and may get one: a file of `O_TMPFILE`, without `O_EXCL`.
+    pub may_get_name: AtomicBool,
 }
 
 impl Node {
+    fn new(mount: &Arc<Mount>, ino: Ino, way: Option<(Arc<Node>, OsString)>, counted: bool) -> Self {
+        let may_get_name = AtomicBool::new(false);
+        Self { mount: Arc::clone(mount), ino, way: RwLock::new(way), counted, may_get_name }
+    }
+
     /// The node that is seen at the mount point.
     pub(crate) fn root(mount: &Arc<Mount>) -> Arc<Self> {
-        Arc::new(Self { mount: Arc::clone(mount), ino: mount.root, way: RwLock::new(None), counted: false })
+        Arc::new(Self::new(mount, mount.root, None, false))
     }
 
     /// Takes over the reference of an entry.
     pub(crate) fn child(parent: &Arc<Node>, name: &OsStr, entry: &Entry) -> Arc<Self> {
-        Arc::new(Self {
-            mount: Arc::clone(&parent.mount),
-            ino: entry.ino,
-            way: RwLock::new(Some((Arc::clone(parent), name.to_owned()))),
-            counted: true,
-        })
+        Arc::new(Self::new(&parent.mount, entry.ino, Some((Arc::clone(parent), name.to_owned())), true))
     }
 
     /// The driver.
@@ -50,8 +53,7 @@ impl Node {
 
     /// The root of another mount, found under a name: mounts below what an alias shows.
     pub(crate) fn crossed(parent: &Arc<Node>, name: &OsStr, mount: &Arc<Mount>) -> Arc<Self> {
-        let way = RwLock::new(Some((Arc::clone(parent), name.to_owned())));
-        Arc::new(Self { mount: Arc::clone(mount), ino: mount.root, way, counted: false })
+        Arc::new(Self::new(mount, mount.root, Some((Arc::clone(parent), name.to_owned())), false))
     }
 
     /// For a node of an alias: the path of the view before that it shows.

@@ -196,6 +196,7 @@ fn driver_flags(flags: OFlag) -> OpenFlags {
         write: access != libc::O_RDONLY,
         direct: flags.contains(OFlag::O_DIRECT),
         sync: flags.contains(OFlag::O_DSYNC),
+        unlinkable: flags.contains(OFlag::O_TMPFILE | OFlag::O_EXCL),
     }
 }
 
@@ -496,9 +497,10 @@ fn temporary(call: &Call<'_>, node: &Arc<Node>, above: &Attr, flags: OFlag, mode
         return Err(Errno::EINVAL);
     }
     let new = new_node(call, node, above, Kind::File, mode, Device::default())?;
-    let wanted = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+    let wanted = OpenFlags { read: true, write: true, ..driver_flags(flags) };
     let (entry, file) = guarded(|| node.tree().tmpfile(node.ino, &new, wanted))?;
     let child = Node::child(node, OsStr::new(&format!("#{}", entry.attr.st_ino)), &entry);
+    child.may_get_name.store(!wanted.unlinkable, Ordering::Relaxed);
     made(call, &child, &entry.attr, file, flags)
 }
 

@@ -12,13 +12,15 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::libc;
-use veduta_api::Result;
+use veduta_api::{Device, Result};
 use veduta_trace::{Task, raw};
 
 use crate::call::{Answer, Call, Outcome};
 use crate::mounts::{Mount, is_below, shown};
-use crate::standin::errno;
+use crate::node::guarded;
+use crate::standin::{Key, errno};
 use crate::view::View;
+use crate::walk::{Limits, Place};
 
 const FIRST_MOUNT: u32 = 1_000_000;
 
@@ -38,6 +40,38 @@ pub(crate) fn magic_text(view: &View, link: &[u8]) -> Option<Vec<u8>> {
         return programs.iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone());
     }
     None
+}
+
+/// The same, also where a process has the host's own.
+pub(crate) fn link_text(call: &Call<'_>, link: &[u8]) -> Option<Vec<u8>> {
+    magic_text(call.view, link).or_else(|| {
+        if !call.table.mounts().iter().any(|mount| crate::lent::has_layers(mount)) {
+            return None;
+        }
+        let text = std::fs::read_link(OsStr::from_bytes(link)).ok()?;
+        let key = crate::fuseplane::key_of(Path::new(OsStr::from_bytes(link))).ok()?;
+        layer_text(call, text.as_os_str().as_bytes(), key)
+    })
+}
+
+/// The path in the view of what the kernel says is at this path of the host: a file of a layer, of which a process has the host's own descriptor.
+pub(crate) fn layer_text(call: &Call<'_>, text: &[u8], key: Key) -> Option<Vec<u8>> {
+    const GONE: &[u8] = b" (deleted)";
+    let gone = text.strip_suffix(GONE);
+    let real = Path::new(OsStr::from_bytes(gone.unwrap_or(text)));
+    let walker = call.walker(Limits::default());
+    call.table.mounts().iter().filter(|mount| crate::lent::has_layers(mount)).find_map(|mount| {
+        let place = guarded(|| Ok(mount.tree.place_of(real))).ok()??;
+        let path = [&mount.target, b"/".as_slice(), place.as_os_str().as_bytes()].concat();
+        let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
+        if gone.is_some() {
+            return Some([&path, GONE].concat());
+        }
+        let Ok(Place::Tree(node, _)) = walker.locate(&path) else { return None };
+        let device = Device { major: libc::major(key.0), minor: libc::minor(key.0) };
+        let is_it = guarded(|| Ok(node.tree().is_made_of(node.ino, device, key.1))).unwrap_or(false);
+        is_it.then(|| shown(&path).to_vec())
+    })
 }
 
 /// The answer for a file of `/proc` whose content is the view's; `None` for all others.
@@ -180,7 +214,12 @@ fn maps(call: &Call<'_>, path: &[u8]) -> Result<Vec<u8>> {
 /// The view path of a line of `maps` that names a memory file of ours.
 fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
     let is_ours = |line: &&str| line.contains("/memfd:") || crate::fuseplane::may_be_name(line.as_bytes());
-    let text = std::str::from_utf8(line).ok().filter(is_ours)?;
+    let text = std::str::from_utf8(line).ok()?;
+    let is_layers = || call.table.mounts().iter().any(|mount| crate::lent::has_layers(mount));
+    let may_be = is_ours(&text) || (line.contains(&b'/') && is_layers());
+    if !may_be {
+        return None;
+    }
     let mut fields = text.split_ascii_whitespace();
     let (major, minor) = fields.nth(3)?.split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();
@@ -188,7 +227,11 @@ fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
     if let Some(stand_in) = call.view.stand_ins.find(key) {
         return Some(stand_in.node.path());
     }
-    call.view.programs.lock().iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone())
+    let program =
+        call.view.programs.lock().iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone());
+    program.or_else(|| {
+        layer_text(call, line[line.iter().position(|byte| *byte == b'/')?..].trim_ascii_end(), key)
+    })
 }
 
 /// Programs that ask who runs them before they make a mount, which in a view everybody may.

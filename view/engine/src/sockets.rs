@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ const ROOM: usize = 107;
 const MOST_DATA: usize = 8 << 20;
 /// Bytes of all that goes with a message: twice what the kernel takes.
 const MOST_CONTROL: usize = 64 << 10;
+/// Which word of a line of `/proc/net/unix` says the type, in hexadecimal.
+const TYPE_COLUMN: usize = 4;
 /// Bytes of `struct cmsghdr`.
 const CONTROL_HEAD: usize = 16;
 
@@ -71,7 +73,10 @@ pub(crate) fn serve(call: &Call<'_>, name: &str) -> Outcome {
                 return bind(call, &path);
             }
             match reach(call, &path)? {
-                Some(address) => address.with(call, |bytes| on_socket(call, bytes)),
+                Some(address) => match address.with(call, |bytes| on_socket(call, bytes)) {
+                    Err(Errno::ECONNREFUSED) => Err(address.refusal(call)),
+                    done => done,
+                },
                 None => Ok(Answer::GoOn),
             }
         }
@@ -129,6 +134,26 @@ impl Address {
         bytes.extend_from_slice(name);
         bytes.push(0);
         Ok(Self { bytes, directory, is_path: true })
+    }
+
+    /// Why nobody of the caller's kind is found there. At a path the kernel tells a socket of another kind from one that nobody listens at, but it finds
+    /// those without a path by their kind too.
+    fn refusal(&self, call: &Call<'_>) -> Errno {
+        let kind = || getsockopt(&crate::serve::descriptor(call.task, call.int(0)).ok()?, TypeOption).ok();
+        let name = [b"@".as_slice(), &self.bytes[FAMILY + 1..]].concat();
+        let list = std::fs::read("/proc/self/net/unix").unwrap_or_default();
+        let mut lines = list
+            .split(|byte| *byte == b'\n')
+            .map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
+        let of_type = |word: &&[u8]| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok();
+        let there = (!self.is_path)
+            .then(|| lines.find(|words| words.last() == Some(&name.as_slice())))
+            .flatten()
+            .and_then(|words| words.get(TYPE_COLUMN).and_then(of_type));
+        match (there, kind()) {
+            (Some(there), Some(kind)) if there != kind as u32 => Errno::EPROTOTYPE,
+            _ => Errno::ECONNREFUSED,
+        }
     }
 
     /// Does something with it, where it means what it is to mean.
@@ -273,7 +298,7 @@ fn send(call: &Call<'_>, address: u64, len: usize, message: impl FnOnce() -> Res
     }
     control.extend(message.credentials.as_ref().map(ControlMessage::ScmCredentials));
     let parts = [IoSlice::new(&message.data)];
-    let sent = address.with(call, |bytes| {
+    let sending = address.with(call, |bytes| {
         let name = &bytes[FAMILY..];
         let to = match name.split_first() {
             Some((0, name)) => UnixAddr::new_abstract(name)?,
@@ -285,8 +310,11 @@ fn send(call: &Call<'_>, address: u64, len: usize, message: impl FnOnce() -> Res
                 sent => return sent,
             }
         }
-    })?;
-    Ok(Answer::Value(sent as i64))
+    });
+    match sending {
+        Err(Errno::ECONNREFUSED) => Err(address.refusal(call)),
+        sent => Ok(Answer::Value(sent? as i64)),
+    }
 }
 
 /// What a `struct msghdr` of a task says is to be sent.
@@ -366,8 +394,48 @@ fn on_socket(call: &Call<'_>, address: &[u8]) -> Outcome {
 /// The names that sockets were given, by the address that the kernel knows.
 pub(crate) type Bound = HashMap<Vec<u8>, Vec<u8>>;
 
-/// The real fifos of nodes, by mount and number.
-pub(crate) type Fifos = HashMap<(u32, Ino), Arc<OwnedFd>>;
+/// The real fifos of nodes.
+#[derive(Default)]
+pub(crate) struct Fifos {
+    by_node: HashMap<(u32, Ino), Fifo>,
+    made: u64,
+    /// With so many, those that nobody has open are let go.
+    crowd: usize,
+}
+
+struct Fifo {
+    fd: Arc<OwnedFd>,
+    /// Held, so that the driver's number stays that of this node.
+    _node: Arc<Node>,
+    /// When, as the count before.
+    age: u64,
+}
+
+impl Fifos {
+    /// Takes those out that nobody has open, if there are many: they are empty, and a new one serves as well. They are to be dropped without the lock, since that
+    /// calls drivers.
+    fn unused(&mut self) -> Vec<Fifo> {
+        if self.by_node.len() < self.crowd.max(MANY) {
+            return Vec::new();
+        }
+        let Some(open) = crate::lent::in_use() else { return Vec::new() };
+        let is_used = |fifo: &Fifo| {
+            let is_waited_for = Arc::strong_count(&fifo.fd) > 1 || fifo.age + YOUNG > self.made;
+            is_waited_for
+                || crate::fuseplane::key_of_fd(fifo.fd.as_fd()).map_or(true, |key| open.contains(&key))
+        };
+        let (used, unused): (HashMap<_, _>, HashMap<_, _>) =
+            std::mem::take(&mut self.by_node).into_iter().partition(|(_, fifo)| is_used(fifo));
+        self.by_node = used;
+        self.crowd = self.by_node.len() * 2;
+        unused.into_values().collect()
+    }
+}
+
+/// With fewer fifos nobody looks which are still in use.
+const MANY: usize = 64;
+/// The last ones that were made may not have arrived at their processes yet.
+const YOUNG: u64 = 16;
 
 /// Opens a fifo: waits for the other end, unless told not to.
 pub(crate) fn open_fifo(call: &Call<'_>, node: &Arc<Node>, flags: OFlag) -> Outcome {
@@ -407,15 +475,20 @@ fn has_writer(fd: &OwnedFd) -> Result<bool> {
 
 fn fifo(call: &Call<'_>, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
     let mut fifos = call.view.fifos.lock();
-    if let Some(known) = fifos.get(&(node.mount.id, node.ino)) {
-        return Ok(Arc::clone(known));
+    if let Some(known) = fifos.by_node.get(&(node.mount.id, node.ino)) {
+        return Ok(Arc::clone(&known.fd));
     }
-    let path = call.view.home.join(format!(".veduta-{}-fifo-{}", std::process::id(), fifos.len()));
+    let gone = fifos.unused();
+    fifos.made += 1;
+    let path = call.view.home.join(format!(".veduta-{}-fifo-{}", std::process::id(), fifos.made));
     nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
     let opened = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let removed = nix::unistd::unlink(&path);
     let fd = Arc::new(opened?);
     removed?;
-    fifos.insert((node.mount.id, node.ino), Arc::clone(&fd));
+    let new = Fifo { fd: Arc::clone(&fd), _node: Arc::clone(node), age: fifos.made };
+    fifos.by_node.insert((node.mount.id, node.ino), new);
+    drop(fifos);
+    drop(gone);
     Ok(fd)
 }

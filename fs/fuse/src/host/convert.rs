@@ -28,6 +28,7 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
         write: access != libc::O_RDONLY,
         direct: flags & libc::O_DIRECT != 0,
         sync: flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+        unlinkable: flags & (libc::O_TMPFILE | libc::O_EXCL) == libc::O_TMPFILE | libc::O_EXCL,
     }
 }
 

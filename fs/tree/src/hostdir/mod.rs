@@ -453,8 +453,9 @@ impl Filesystem for HostDir {
         let _names = self.names.read();
         let dir = self.fd(parent)?;
         // The kernel makes such a file only for writing.
-        let how =
+        let mut how =
             open_flags(OpenFlags { read: true, write: true, ..flags }) | OFlags::TMPFILE | OFlags::CLOEXEC;
+        how.set(OFlags::EXCL, flags.unlinkable);
         let mode = initial_mode(&dir, new);
         let fd = rustix::fs::openat(&dir, ".", how, mode).map_err(errno)?;
         let stat = self.finish(&dir, &fd, &stat_fd(&fd)?, new)?;
@@ -466,6 +467,19 @@ impl Filesystem for HostDir {
         table.pin(ino, Arc::new(kept));
         table.remember_open(ino, &file);
         Ok((Entry { ino, generation: 0, attr: attr(&stat) }, file))
+    }
+
+    fn node_of(&self, file: BorrowedFd<'_>) -> Result<Entry> {
+        let kept = rustix::fs::open(proc_path(&file), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(errno)?;
+        let stat = stat_fd(&kept)?;
+        if Kind::from_mode(stat.stx_mode.into()) != Some(Kind::File) {
+            return Err(Errno::EXDEV);
+        }
+        let mut table = self.table.lock();
+        let ino = table.enter(self.identity(&stat), None);
+        table.pin(ino, Arc::new(kept));
+        Ok(Entry { ino, generation: 0, attr: attr(&stat) })
     }
 
     fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
