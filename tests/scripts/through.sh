@@ -64,6 +64,10 @@ for plane in "" emulated; do
         "$(cd files && VEDUTA_PLANE=$plane view --cow "$TMP/up13$plane" -- python3 "$TESTS/files.py" 2>&1 | grep -v "$but")"
     rm -r files native-files
 done
+mkdir -p locked/below
+same "a directory that its owner may not read is still his" "0 0 700 0 gone full" "$(
+    view --cow "$TMP/up14" --over "$TMP/locked" -- bash -c 'cd locked; mkdir d e; for n in d below; do chmod 0 $n; stat -c %a $n; done; chmod 700 d; stat -c %a d
+        chmod 0 e; stat -c %a e; rmdir e && echo gone; touch d/x; chmod 0 d; rmdir d 2>/dev/null || echo full; chmod 700 d below' | xargs)"
 mkdir -p anew/dir; echo first >anew/dir/f
 same "a directory that others have made anew is the new one" "first second new" "$(
     view --cow "$TMP/up12" --over "$TMP/anew" -- bash -c '

@@ -53,7 +53,7 @@ impl Tree {
                 || dir.has_xattr_whiteouts
                     && attr.kind == Kind::File
                     && attr.size == 0
-                    && self.rules.prefix.read(&*layer.fs, ino)?.whiteout);
+                    && self.rules.prefix.read_own(&*layer.fs, ino)?.whiteout);
         layer.fs.forget(ino, 1);
         Ok(if is_white { There::Whiteout } else { There::Something })
     }

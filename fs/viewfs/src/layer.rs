@@ -25,7 +25,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use veduta_api::{Attr, Device, Errno, Filesystem, Ino, Kind, Result};
+use veduta_api::{Attr, Device, Errno, Filesystem, Ino, Kind, Perm, Result, SetAttr};
 
 /// A file by which other unions say that a directory is opaque. It is not shown.
 pub(crate) const FOREIGN_OPAQUE: &str = ".wh..wh..opq";
@@ -84,9 +84,16 @@ impl Layer {
         Ok(may_be && !prefix.read(&*self.fs, ino)?.plain)
     }
 
-    /// Whether a file in a directory says that it is opaque.
-    pub(crate) fn is_opaque_by_name(&self, dir: Ino) -> Result<bool> {
-        Ok(self.peek(dir, OsStr::new(FOREIGN_OPAQUE))?.is_some())
+    /// Whether a file in a directory says that it is opaque. `is_own`: of the layer that is written; in others, what may not be searched shows nothing either way.
+    pub(crate) fn is_opaque_by_name(&self, dir: Ino, is_own: bool) -> Result<bool> {
+        let look = || Ok(self.peek(dir, OsStr::new(FOREIGN_OPAQUE))?.is_some());
+        if is_own {
+            return with_right(&*self.fs, dir, 0o100, look);
+        }
+        match look() {
+            Err(Errno::EACCES) => Ok(false),
+            done => done,
+        }
     }
 }
 
@@ -216,6 +223,21 @@ impl Prefix {
 
     /// All marks of a node.
     pub(crate) fn read(self, fs: &dyn Filesystem, ino: Ino) -> Result<Marks> {
+        self.read_with(fs, ino, |name| fs.getxattr(ino, name))
+    }
+
+    /// The same in the layer that is written. Of what its owner may not read, users' attributes cannot be read either: it is made readable for that
+    /// moment.
+    pub(crate) fn read_own(self, fs: &dyn Filesystem, ino: Ino) -> Result<Marks> {
+        self.read_with(fs, ino, |name| with_right(fs, ino, 0o400, || fs.getxattr(ino, name)))
+    }
+
+    fn read_with(
+        self,
+        fs: &dyn Filesystem,
+        ino: Ino,
+        get: impl Fn(&OsStr) -> Result<Vec<u8>>,
+    ) -> Result<Marks> {
         let mut marks = Marks::default();
         let names = match fs.listxattr(ino) {
             Err(Errno::EOPNOTSUPP) => return Ok(marks),
@@ -231,7 +253,7 @@ impl Prefix {
             if mark.is_none() && !is_foreign {
                 continue;
             }
-            let value = match fs.getxattr(ino, &name) {
+            let value = match get(&name) {
                 Err(Errno::ENODATA) => continue,
                 value => value?,
             };
@@ -263,6 +285,27 @@ impl Prefix {
         }
         Ok(marks)
     }
+}
+
+/// Does something to a node of the layer that is written. If the owner's own mode forbids it, the owner has the right for that moment.
+pub(crate) fn with_right<T>(
+    fs: &dyn Filesystem,
+    ino: Ino,
+    right: u32,
+    work: impl Fn() -> Result<T>,
+) -> Result<T> {
+    let done = work();
+    if !matches!(done, Err(Errno::EACCES)) {
+        return done;
+    }
+    let perm = fs.getattr(ino)?.perm;
+    let set = |perm| fs.setattr(ino, &SetAttr { perm: Some(perm), ..SetAttr::default() });
+    if perm.bits() & right != 0 || set(Perm::from_mode(perm.bits() | right)).is_err() {
+        return done;
+    }
+    let done = work();
+    set(perm)?;
+    done
 }
 
 fn number<T: std::str::FromStr>(value: &[u8]) -> Option<T> {
@@ -301,7 +344,7 @@ mod tests {
         assert_eq!(LostOwner::parse(lost.to_mark().as_bytes()), Some(lost));
         assert!(LostOwner::parse(b"0 8 4755 1000").is_none() && LostOwner::parse(b"0 8 9 1 1").is_none());
         let attr = |uid, gid, mode| {
-            let mut attr = Attr::new(1, Kind::File, veduta_api::Perm::from_mode(mode));
+            let mut attr = Attr::new(1, Kind::File, Perm::from_mode(mode));
             (attr.uid, attr.gid) = (uid, gid);
             attr
         };

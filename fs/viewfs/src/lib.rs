@@ -33,6 +33,7 @@
 //! * In mincow mode a rename or a removal is made below only if the upper layer has nothing to do with it.
 //! * Devices 0/0 and files `.wh..wh..opq` of the one layer below are hidden, and not told of to those who look there by themselves.
 //! * What others put below into a directory that was removed here is found there by a symbolic link that such a one follows.
+//! * Served to an ordinary user, an empty directory of a layer below whose owner has no rights to it (`chmod 0`) is not removed: `EACCES`.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
 //! * A user's copy of a directory that forbids its owner to write forbids it to the user too.
 //! * A user's copy of somebody else's file is the user's own, without set-id bits; `vstat` keeps what it was.

@@ -517,7 +517,7 @@ impl Walk<'_> {
                 }
                 let path = below(&path, &name);
                 if attr.kind == Kind::Directory {
-                    let marks = tree.rules.prefix.read(&*upper.fs, ino)?;
+                    let marks = tree.rules.prefix.read_own(&*upper.fs, ino)?;
                     if marks.redirect.is_some() {
                         return Err(Errno::EOPNOTSUPP);
                     }

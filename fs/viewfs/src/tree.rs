@@ -376,7 +376,11 @@ impl Tree {
                 break;
             }
             let has_marks = self.has_below(number) && matches!(attr.kind, Kind::Directory | Kind::File);
-            let marks = if has_marks { self.rules.prefix.read(&*layer.fs, ino)? } else { Marks::default() };
+            let marks = match has_marks {
+                true if self.rules.write_to == Some(number) => self.rules.prefix.read_own(&*layer.fs, ino)?,
+                true => self.rules.prefix.read(&*layer.fs, ino)?,
+                false => Marks::default(),
+            };
             if marks.whiteout && sought.is_some_and(|part| part.has_xattr_whiteouts) && attr.size == 0 {
                 self.drop_last(&mut held);
                 break;
@@ -453,7 +457,7 @@ impl Tree {
             return Ok(false);
         }
         let is_beside = sought.map_or(Ok(false), |part| self.hides(parts, part, name))?;
-        Ok(is_beside || self.layer(number).is_opaque_by_name(ino)?)
+        Ok(is_beside || self.layer(number).is_opaque_by_name(ino, self.rules.write_to == Some(number))?)
     }
 
     /// Whether a name is ours, or the family's.
@@ -529,7 +533,7 @@ impl Tree {
         let Some((ino, attr)) = upper.find(links, &key)? else { return Ok(()) };
         let part =
             Part { layer: to, ino, has_xattr_whiteouts: false, path: Arc::clone(&top.path), store: None };
-        found.marks = self.rules.prefix.read(&*upper.fs, ino)?;
+        found.marks = self.rules.prefix.read_own(&*upper.fs, ino)?;
         found.attr = self.seen(to, ino, attr)?;
         found.parts.stack.insert(0, part);
         found.parts.data = usize::from(found.marks.metacopy);
@@ -804,25 +808,36 @@ impl Tree {
             if part.store.is_some_and(|(over, _)| over != part.layer) {
                 gone.extend(stored.iter().cloned());
             }
-            let mut hidden = Vec::new();
-            for entry in self.list_part(part, None)? {
-                if self.is_named_whiteout_entry(part, &entry)? {
-                    hidden.extend(layer::hidden_by(&entry.name).map(OsStr::to_owned));
-                    continue;
-                }
-                if gone.contains(&entry.name) || entry.name == layer::FOREIGN_OPAQUE && self.union > 1 {
-                    continue;
-                }
-                if self.has_below(part.layer) && self.is_whiteout_entry(part, &entry)? {
-                    gone.insert(entry.name);
-                } else {
-                    return Ok(false);
-                }
-            }
+            let seen = if self.rules.write_to == Some(part.layer) {
+                // Its owner may remove one that he may not list.
+                layer::with_right(self.fs(part.layer), part.ino, 0o500, || self.emptied(part, &gone))
+            } else {
+                self.emptied(part, &gone)
+            };
+            let Some(more) = seen? else { return Ok(false) };
             gone.extend(stored);
-            gone.extend(hidden);
+            gone.extend(more);
         }
         Ok(true)
+    }
+
+    /// The names that a part of a directory takes away from those below; `None` if it shows any.
+    fn emptied(&self, part: &Part, gone: &HashSet<OsString>) -> Result<Option<Vec<OsString>>> {
+        let mut more = Vec::new();
+        for entry in self.list_part(part, None)? {
+            if self.is_named_whiteout_entry(part, &entry)? {
+                more.extend(layer::hidden_by(&entry.name).map(OsStr::to_owned));
+                continue;
+            }
+            if gone.contains(&entry.name) || entry.name == layer::FOREIGN_OPAQUE && self.union > 1 {
+                continue;
+            }
+            if !self.has_below(part.layer) || !self.is_whiteout_entry(part, &entry)? {
+                return Ok(None);
+            }
+            more.push(entry.name);
+        }
+        Ok(Some(more))
     }
 }
 
