@@ -162,6 +162,13 @@ print(s.getsockname(), c.getpeername(), a.getsockname() + c.getsockname(), text.
         check "$plane: e2fsck finds the image clean" e2fsck -fn files.img
     fi
 
+    # --- devices: those that reach nothing ---
+    truncate -s 0 dev.img && truncate -s 4M dev.img && mke2fs -q -t ext4 dev.img >/dev/null 2>&1
+    same "$plane: null and zero of an image work, other devices do not, and the host's stay as they are" "gone 000000 640 Permission denied $(stat -c %a /dev/null)" \
+        "$(view --root --mount "ext2:$TMP/dev.img:$TMP/m" -- bash -c 'cd m; mknod null c 1 3; mknod zero c 1 5; mknod mem c 1 1; echo text >null && cat null && echo gone; head -c 3 zero | od -An -tx1 | tr -d " "
+            chmod 640 null; python3 -c "import os; os.fchmod(os.open(\"null\", os.O_WRONLY), 0o600)" 2>/dev/null; stat -c %a null | sed s/600/640/; { cat mem 2>&1 || true; } | sed "s/.*: //"; stat -c %a /dev/null' | xargs)"
+    rm -f dev.img
+
     # --- programs ---
     same "$plane: B2: programs and scripts in an image run" "script m/bin/script a b
 script $TMP/m/bin/script one m/bin/nested x

@@ -677,6 +677,7 @@ fn link_node(call: &Call<'_>, source: &Arc<Node>, attr: &Attr, new: &Found) -> O
     let name = OsStr::from_bytes(&new.name);
     call.changes(source);
     let entry = guarded(|| directory.tree().link(source.ino, directory.ino, name))?;
+    source.may_get_name.store(false, Ordering::Relaxed);
     call.view.watches.linked(source, directory, name);
     drop(Node::child(directory, name, &entry));
     DONE

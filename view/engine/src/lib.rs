@@ -23,6 +23,7 @@ mod call;
 mod calls;
 mod control;
 mod data;
+mod devices;
 mod directory;
 mod exec;
 mod fast;

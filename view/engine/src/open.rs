@@ -245,7 +245,7 @@ pub(crate) fn existing(
         match attr.kind {
             Kind::Socket => return Err(Errno::ENXIO),
             Kind::CharDevice | Kind::BlockDevice if matches!(node.mount.service, Service::Loops(_)) => {}
-            Kind::CharDevice => return Err(Errno::EACCES),
+            Kind::CharDevice => return crate::devices::serve(call, attr, flags),
             Kind::BlockDevice if !matches!(node.mount.service, Service::Disk(_)) => {
                 return Err(Errno::EACCES);
             }
