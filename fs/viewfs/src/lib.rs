@@ -6,7 +6,7 @@
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
-//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`), `told` (what others may see below by themselves).
+//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `ahead` (directories read before they are asked for), `store` (the family's own store), `points` (`except=`, `hide=`), `told` (what others may see below by themselves).
 //!
 //! # Limits
 //!
@@ -39,6 +39,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod changes;
 mod copyup;
 mod file;
