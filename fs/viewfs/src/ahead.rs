@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -141,14 +141,13 @@ impl Drop for Ahead {
 
 impl Shared {
     fn run(&self) {
-        while let Some((layer, path)) = self.next() {
-            let Some((root, device)) = self.roots.get(layer).and_then(Option::as_ref) else { continue };
-            let begun = std::time::Instant::now();
-            let Some(looked_at) = self.read(root, *device, &path) else { continue };
+        while let Some(task) = self.next() {
+            let begun = Instant::now();
+            let looked_at = self.read(&task);
+            let is_slow = looked_at.is_some_and(|entries| is_slow(begun.elapsed(), entries));
             let mut state = self.state.lock();
-            state.wanted.remove(&(layer, path));
-            state.credit =
-                if is_slow(begun.elapsed(), looked_at) { CREDIT } else { state.credit.saturating_sub(1) };
+            state.wanted.remove(&task);
+            state.credit = if is_slow { CREDIT } else { state.credit.saturating_sub(1) };
             if state.credit == 0 {
                 state.waiting.clear();
                 state.wanted.clear();
@@ -172,11 +171,12 @@ impl Shared {
     }
 
     /// Has the kernel read a directory, and the inodes of what is in it. How many entries were looked at; `None` if it was not done.
-    fn read(&self, root: &OwnedFd, device: (u32, u32), path: &Path) -> Option<usize> {
+    fn read(&self, (layer, path): &Task) -> Option<usize> {
+        let (root, device) = self.roots.get(*layer)?.as_ref()?;
         // What is mounted there, or would be mounted by a look at it, is left alone.
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(root, path, flags, StatxFlags::BASIC_STATS).ok()?;
-        if (stat.stx_dev_major, stat.stx_dev_minor) != device {
+        if (stat.stx_dev_major, stat.stx_dev_minor) != *device {
             return None;
         }
         let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
@@ -248,6 +248,30 @@ mod tests {
             "what was listed is left out"
         );
         assert_eq!(list(&ahead, 9, 8, "/x", 900, &["y"]), ["a/c/d/f", "a/c/e"], "that is somewhere else");
+    }
+
+    #[test]
+    fn what_cannot_be_read_ahead_is_not_remembered() {
+        let ahead = ahead();
+        if ahead.shared.roots[0].is_none() {
+            return;
+        }
+        for dir in 1..4 {
+            list(&ahead, dir + 1, dir, "/no/such/directory", 900, &["a", "b", "c"]);
+        }
+        let state = || ahead.shared.state.lock();
+        assert_eq!(state().waiting.len(), 3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| ahead.shared.run());
+            let begun = Instant::now();
+            while !state().wanted.is_empty() && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::yield_now();
+            }
+            state().ends = true;
+            ahead.shared.wake.notify_one();
+        });
+        let now = state();
+        assert_eq!((now.wanted.len(), now.waiting.len(), now.credit), (0, 0, CREDIT - 3));
     }
 
     #[test]
