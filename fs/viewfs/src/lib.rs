@@ -34,6 +34,8 @@
 //! * Devices 0/0 and files `.wh..wh..opq` of the one layer below are hidden, and not told of to those who look there by themselves.
 //! * What others put below into a directory that was removed here is found there by a symbolic link that such a one follows.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
+//! * Directories are read ahead of who walks a tree on ext4, XFS, btrfs and F2FS only; of ordinary users only their own are, since the time of last reading of others would change.
+//! * `noacl`: nodes that have an ACL below show its mask as the mode of their group, which then counts for all of the group.
 //! * A user's copy of a directory that forbids its owner to write forbids it to the user too.
 //! * A user's copy of somebody else's file is the user's own, without set-id bits; `vstat` keeps what it was.
 

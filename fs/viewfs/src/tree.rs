@@ -215,9 +215,7 @@ impl Tree {
             _ => None,
         };
         // In a view many directories are looked at without us.
-        let place = |layer: &Layer| {
-            layer.fs.shows(Weak::<crate::told::Told>::new()).filter(|_| layer.root == Ino::ROOT)
-        };
+        let place = |layer: &Layer| layer.fs.shows(Weak::<Told>::new()).filter(|_| layer.root == Ino::ROOT);
         let ahead = if rules.real_numbers { None } else { Ahead::new(layers.iter().map(place)) };
         let tree = Arc::new_cyclic(|me| Self {
             layers,
