@@ -339,6 +339,23 @@ refuse 1 'expected ID:SHOWN:COUNT' "uidmapping: wrong words" "$V" -o cow,uidmapp
 same "squash_to_root: all is root's" "0 0" "$(stat -c '%u %g' m/f)"
 check "squash_to_root: files are made" bash -c "echo n >m/n && rm m/n"
 unmount "$TMP/m"
+rm -rf a; mkdir a; mkdir b/acl; echo f >b/acl/f; chmod 640 b/acl/f
+if setfacl -m u:1234:rw b/acl/f 2>/dev/null && setfacl -d -m u:1234:rwx b/acl; then
+    "$V" -o "noacl,lowerdir=$TMP/b,upperdir=$TMP/a" none "$TMP/m"
+    refuse 1 'not supported' "noacl: none is set" setfacl -m u:77:r m/f
+    same "noacl: none is shown" "user::rw- group::rw- other::---" "$(getfacl -c m/acl/f 2>/dev/null | xargs)"
+    same "noacl: not among the attributes either" "" "$(getfattr -dm 'system' m/acl m/acl/f 2>/dev/null)"
+    (umask 027; echo new >m/acl/new; mkdir m/acl/d; echo t >m/acl/t)
+    same "noacl: what is new has the mode that was asked for" "640 750 640" "$(stat -c %a m/acl/new m/acl/d m/acl/t | xargs)"
+    chmod 600 m/acl/f
+    unmount "$TMP/m"
+    same "noacl: nothing was inherited above either" "user::rw- group::r-- other::--- user::rwx group::r-x other::---" \
+        "$(getfacl -c a/acl/new a/acl/d 2>/dev/null | xargs)"
+    same "noacl: a copy keeps its own" "user:1234:rw-" "$(getfacl -c a/acl/f 2>/dev/null | grep -o '^user:1234:rw-')"
+else
+    skip "noacl: no ACLs here ($HOW)"
+fi
+rm -rf b/acl
 
 # --- Whiteouts that are names: layers of an image unpacked as they are, and fuse-overlayfs where it may make no device
 rm -rf a b l w m; mkdir -p a b/d/sub b/e b/g w m

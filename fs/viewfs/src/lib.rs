@@ -6,7 +6,7 @@
 //!
 //! From the outside inwards: `setup` and `options` (what is wanted), `tree` (names found, directories listed), `changes` (names made,
 //! removed and moved), `copyup` (copies in the upper layer), `file` (open files), `table` (nodes), `layer` (overlayfs's marks),
-//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `store` (the family's own store), `points` (`except=`, `hide=`), `told` (what others may see below by themselves).
+//! `state` (the work directory), `vstat` (virtual owners and modes), `shown` (owners mapped), `ahead` (directories read before they are asked for), `store` (the family's own store), `points` (`except=`, `hide=`), `told` (what others may see below by themselves).
 //!
 //! # Limits
 //!
@@ -35,11 +35,14 @@
 //! * What others put below into a directory that was removed here is found there by a symbolic link that such a one follows.
 //! * Served to an ordinary user, an empty directory of a layer below whose owner has no rights to it (`chmod 0`) is not removed: `EACCES`.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
+//! * Directories are read ahead of who walks a tree on ext4, XFS, btrfs and F2FS only; of ordinary users only their own are, since the time of last reading of others would change.
+//! * `noacl`: nodes that have an ACL below show its mask as the mode of their group, which then counts for all of the group.
 //! * A user's copy of a directory that forbids its owner to write forbids it to the user too.
 //! * A user's copy of somebody else's file is the user's own, without set-id bits; `vstat` keeps what it was.
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod changes;
 mod copyup;
 mod file;

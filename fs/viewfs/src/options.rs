@@ -102,7 +102,10 @@ const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::with_value("gidmapping", "GID:SHOWN:COUNT[:...]", "The same for groups."),
     OptionSpec::flag("static_nlink", "Directories have one link, always."),
-    OptionSpec::flag("noacl", "There are no ACLs."),
+    OptionSpec::flag(
+        "noacl",
+        "There are no ACLs: none is shown, set (EOPNOTSUPP) or inherited, and modes alone count. Copies keep theirs.",
+    ),
     OptionSpec::with_value("xattr_permissions", "N", "fuse-overlayfs's word: 2 is vstat, 0 is not."),
 ];
 

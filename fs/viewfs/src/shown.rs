@@ -124,13 +124,45 @@ impl Shown {
         Ok(NewNode { uid, gid, ..*new })
     }
 
+    /// What was just made, without what it inherited from its directory if there are no ACLs. It is `remove`d again if that cannot be had.
+    fn made(&self, made: Entry, new: &NewNode, remove: impl FnOnce() -> Result<()>) -> Result<Entry> {
+        if !self.disguise.no_acl {
+            return Ok(self.entry(made));
+        }
+        let made = self.without_acl(made, new).inspect_err(|_| {
+            // The error that counts is the first one.
+            let _ = remove();
+            self.tree.forget(made.ino, 1);
+        })?;
+        Ok(self.entry(made))
+    }
+
+    fn without_acl(&self, made: Entry, new: &NewNode) -> Result<Entry> {
+        let mut had = false;
+        for name in ACLS {
+            match self.tree.removexattr(made.ino, OsStr::new(name)) {
+                Ok(()) => had = true,
+                Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !had {
+            return Ok(made);
+        }
+        // The default ACL took the place of the umask.
+        let mode = SetAttr { perm: Some(new.masked()), ..SetAttr::default() };
+        Ok(Entry { attr: self.tree.setattr(made.ino, &mode)?, ..made })
+    }
+
     fn check_xattr(&self, name: &OsStr) -> Result<()> {
         if self.disguise.no_acl && is_acl(name) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 }
 
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+
 fn is_acl(name: &OsStr) -> bool {
-    name == "system.posix_acl_access" || name == "system.posix_acl_default"
+    ACLS.iter().any(|acl| name == *acl)
 }
 
 impl Filesystem for Shown {
@@ -190,13 +222,16 @@ impl Filesystem for Shown {
         flags: OpenFlags,
     ) -> Result<(Entry, Arc<dyn File>)> {
         let (entry, file) = self.tree.create(parent, name, &self.new_node(new)?, flags)?;
-        Ok((self.entry(entry), file))
+        let made = self.made(entry, new, || self.tree.unlink(parent, name))?;
+        Ok((made, file))
     }
     fn mknod(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
-        self.tree.mknod(parent, name, &self.new_node(new)?).map(|entry| self.entry(entry))
+        let entry = self.tree.mknod(parent, name, &self.new_node(new)?)?;
+        self.made(entry, new, || self.tree.unlink(parent, name))
     }
     fn mkdir(&self, parent: Ino, name: &OsStr, new: &NewNode) -> Result<Entry> {
-        self.tree.mkdir(parent, name, &self.new_node(new)?).map(|entry| self.entry(entry))
+        let entry = self.tree.mkdir(parent, name, &self.new_node(new)?)?;
+        self.made(entry, new, || self.tree.rmdir(parent, name))
     }
     fn symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, new: &NewNode) -> Result<Entry> {
         self.tree.symlink(parent, name, target, &self.new_node(new)?).map(|entry| self.entry(entry))
@@ -206,7 +241,7 @@ impl Filesystem for Shown {
     }
     fn tmpfile(&self, parent: Ino, new: &NewNode, flags: OpenFlags) -> Result<(Entry, Arc<dyn File>)> {
         let (entry, file) = self.tree.tmpfile(parent, &self.new_node(new)?, flags)?;
-        Ok((self.entry(entry), file))
+        Ok((self.made(entry, new, || Ok(()))?, file))
     }
     fn place_of(&self, real: &Path) -> Option<PathBuf> {
         self.tree.place_of(real)

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use veduta_api::{
@@ -25,6 +25,7 @@ use veduta_api::{
 };
 use veduta_tree::listing::{Listed, Listing};
 
+use crate::ahead::Ahead;
 use crate::file::MergedFile;
 use crate::layer::{self, Layer, Marks, Prefix, Redirect, is_whiteout};
 use crate::points::{Point, Points};
@@ -91,6 +92,8 @@ pub(crate) struct Tree {
     /// Listings of directories, by node: the kernel goes on from what it remembers of one that was open earlier, where it has forgotten
     /// the rest of it. So positions are those of the node and not of one opening.
     listings: RwLock<HashMap<Ino, Arc<Listing>>>,
+    /// Directories that are read before they are asked for.
+    ahead: Option<Ahead>,
     /// The upper layer, if others may look at the layer below by themselves.
     pub(crate) watched: Option<Arc<Watched>>,
     me: Weak<Tree>,
@@ -211,6 +214,9 @@ impl Tree {
             }
             _ => None,
         };
+        // In a view many directories are looked at without us.
+        let place = |layer: &Layer| layer.fs.shows(Weak::<Told>::new()).filter(|_| layer.root == Ino::ROOT);
+        let ahead = if rules.real_numbers { None } else { Ahead::new(layers.iter().map(place)) };
         let tree = Arc::new_cyclic(|me| Self {
             layers,
             union,
@@ -226,6 +232,7 @@ impl Tree {
             next_name: AtomicU64::new(1),
             no_reflinks: AtomicBool::new(false),
             listings: RwLock::default(),
+            ahead,
             watched,
             me: me.clone(),
         });
@@ -653,6 +660,20 @@ impl Tree {
 
     /// All names of a directory.
     fn list(&self, node: &Node, opened: &[Option<Arc<dyn Directory>>]) -> Result<Vec<Listed>> {
+        let Some(ahead) = &self.ahead else { return self.list_all(node, opened) };
+        let begun = Instant::now();
+        let listed = self.list_all(node, opened)?;
+        let took = begun.elapsed();
+        let parent = self.table.lock().place(node.ino).map(|(parent, _)| parent.ino);
+        let parts = node.parts();
+        let parts = parts.stack.iter().map(|part| (usize::from(part.layer), &*part.path));
+        let below = listed.iter().filter(|entry| entry.kind == Some(Kind::Directory));
+        let below = below.map(|entry| &*entry.name);
+        ahead.listed(node.ino, parent, &parts, (took, listed.len()), &below);
+        Ok(listed)
+    }
+
+    fn list_all(&self, node: &Node, opened: &[Option<Arc<dyn Directory>>]) -> Result<Vec<Listed>> {
         if node.is_gone.load(Ordering::Acquire) {
             return Err(Errno::ENOENT);
         }
