@@ -61,6 +61,16 @@ alike "files of /proc tell the view's truth" '
 alike "descriptors are what they were" '
     exec 3<mnt/file 4<outer/file; read -r a <&3; read -r b <&4; echo "$a $b"; cat <&3; exec 3<&-; cat mnt/file mnt/file | wc -c
     (exec 3>work/out; echo x >&3; echo y >&3); cat work/out; echo z >>work/out; cat work/out; : >work/out; wc -c work/out; ls -l /dev/null | cut -c1'
+alike "programs are those that are there now, and fail as ever" '
+    cd work; cp /bin/true prog; for i in 1 2 3; do ./prog a; echo $?; done; mount --bind /bin/false prog; ./prog; echo $?; "$PWD/prog"; echo $?; umount prog; ./prog; echo $?
+    cp /bin/false other; mv other prog; ./prog; echo $?; ./prog; echo $?; cp /bin/true prog; ./prog; echo $?; ln -s prog link; ln prog hard; ./link; ../work/hard; echo $?
+    chmod 644 prog; ./prog; echo $?; chmod 755 prog; ./prog; echo $?; mkdir dir; ./dir; echo $?; ./none; echo $?; ./prog/x; echo $?; : >empty; chmod 755 empty; ./empty; echo $?
+    printf "#!/bin/echo hello\n" >script; chmod 755 script; ./script; ./script; mkdir bin; mv prog bin/prog; for i in 1 2 3; do bin/prog; done; mount --bind ../src bin; bin/prog; echo $?
+    umount bin; bin/prog; echo $?; env PATH=/nowhere:bin:/bin prog; echo $?; cd bin; ./prog; exec -a name ./prog'
+alike "what many programs ask of the system is what it was" '
+    cat /proc/filesystems; stat -c "%s %a %h" /proc/filesystems /proc/self/mounts /proc/version; stat -f -c %T / mnt mnt/file /proc /none outer/into outer/dangling; grep -c . <mnt/file </proc/filesystems'
+fast --trace exec -- bash -c 'for i in 1 2 3 4 5 6 7 8 9 10; do /bin/ls -d / ; done' >/dev/null 2>trace.exec
+check "a program that was run before does not come to the engine" test "$(grep -c '/bin/ls.*host$' trace.exec)" -lt 4
 
 cat >calls.py <<'END'
 import ctypes, errno, os, sys, threading, signal, subprocess, mmap

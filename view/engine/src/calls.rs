@@ -140,7 +140,8 @@ fn rule(row: &Row, level: Level, who: Who, fast: bool) -> Option<Rule> {
         Identity => level >= Level::Mounted && who != Who::Root,
         Rights => level >= Level::Mounted && who == Who::AllRoot,
     };
-    let unless_shim = fast && matches!(row.family, Path | File | Identity);
+    let is_shims = matches!(row.family, Path | File | Identity) || row.name == "execve";
+    let unless_shim = fast && is_shims;
     let tests = tests(row.name, fast, who);
     is_caught.then_some(Rule { number, tests, verdict: Verdict::Notify, unless_shim })
 }

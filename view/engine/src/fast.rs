@@ -193,6 +193,8 @@ pub(crate) struct Inner {
     planes: Mutex<Vec<u64>>,
     /// What the shim was told last; `None`: nothing, or nothing yet.
     told: Mutex<Option<(Facts, Level)>>,
+    /// Of this table, if programs may be told.
+    told_of: Mutex<Weak<Table>>,
     processes: AtomicU32,
     /// Held while the shim is told something: the table, or a difference that it would lack.
     telling: Mutex<()>,
@@ -232,6 +234,7 @@ impl Fast {
                 watch: Watch::new()?,
                 planes: Mutex::default(),
                 told: Mutex::default(),
+                told_of: Mutex::default(),
                 processes: AtomicU32::new(0),
                 telling: Mutex::default(),
                 plain_etc: AtomicBool::new(false),
@@ -290,7 +293,7 @@ impl Fast {
     }
 
     /// Tells the shim what is mounted. One at a time: the caller holds what guards the table.
-    pub(crate) fn tell(&self, view: &View, table: &Table) {
+    pub(crate) fn tell(&self, view: &View, table: &Arc<Table>) {
         let Some(inner) = &self.0 else { return };
         if inner.is_over.load(Ordering::SeqCst) {
             return;
@@ -303,6 +306,7 @@ impl Fast {
         // Held until it is told: a plane that is made meanwhile closes the table afterwards.
         let planes = inner.planes.lock();
         facts.proc.extend(planes.iter());
+        facts.programs = may_tell_programs(view, table);
         let through = facts.through;
         // The numbers of copies are put right (`World::puts_numbers_right`); which have others is told where the host is seen through a tree.
         let lends = |mount: &Arc<Mount>| mount.facts.backing && !mount.of_host && !mount.sees_through();
@@ -312,6 +316,7 @@ impl Fast {
         let page = inner.page.read();
         {
             let _telling = inner.telling.lock();
+            *inner.told_of.lock() = if facts.programs { Arc::downgrade(table) } else { Weak::new() };
             let mut differences = Vec::new();
             for mount in table.mounts() {
                 if let Some(through) = mount.through.as_ref().filter(|through| through.is_clear()) {
@@ -342,11 +347,12 @@ impl Fast {
     }
 
     /// Tells it again if it would be something else.
-    pub(crate) fn tell_if_changed(&self, view: &View, table: &Table) {
+    pub(crate) fn tell_if_changed(&self, view: &View, table: &Arc<Table>) {
         let Some(inner) = &self.0 else { return };
         let (mut facts, _) = inner.facts(table, !view.all_root);
         facts.covered.splice(0..0, view.lent.changed());
         facts.proc.extend(inner.planes.lock().iter());
+        facts.programs = may_tell_programs(view, table);
         if inner.told.lock().as_ref() != Some(&(facts, view.level())) {
             self.close();
             self.tell(view, table);
@@ -428,7 +434,11 @@ impl Fast {
             return false;
         }
         let Some((path, loader)) = programs.loaders.get(program) else { return false };
-        key_of(Path::new(std::ffi::OsStr::from_bytes(path))).is_ok_and(|now| now == *loader)
+        let is_there = key_of(Path::new(std::ffi::OsStr::from_bytes(path))).is_ok_and(|now| now == *loader);
+        if is_there {
+            inner.tell_program(table, program, path, loader);
+        }
+        is_there
     }
 
     /// A program of the host is about to be run by this loader: it, and the libraries that it will map, are made ready.
@@ -444,6 +454,7 @@ impl Fast {
             }
             programs.loaders.insert(program, (loader.to_vec(), key));
         }
+        inner.tell_program(table, &program, loader, &key);
         if inner.images.read().known.contains_key(&key) {
             return;
         }
@@ -575,7 +586,11 @@ impl Fast {
     /// The line of `maps`, which is one of `all`, that a process would have without the fast path; `None` for lines that are right.
     pub(crate) fn true_line(&self, line: &[u8], all: &[u8]) -> Option<Vec<u8>> {
         let inner = self.0.as_ref()?;
-        let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:shim"))?;
+        // What is mapped behind the shim is nobody's yet.
+        let is_shims = line
+            .strip_prefix(b"7e90")
+            .is_some_and(|rest| rest.iter().position(|byte| *byte == b'-') == Some(8));
+        let text = std::str::from_utf8(line).ok().filter(|line| line.contains("/memfd:shim") && !is_shims)?;
         let fields: Vec<&str> = text.split_ascii_whitespace().collect();
         let [range, permissions, offset, device, ino, ..] = fields.as_slice() else { return None };
         let hex = |text| u64::from_str_radix(text, 16).ok();
@@ -621,6 +636,14 @@ impl Inner {
         self.is_doubtful.store(true, Ordering::SeqCst);
         self.page.read().close();
         self.watch.ring();
+    }
+
+    /// Tells of a program that the kernel runs by itself with this table.
+    fn tell_program(&self, table: &Arc<Table>, program: &FileKey, path: &[u8], loader: &FileKey) {
+        let _telling = self.telling.lock();
+        if std::ptr::eq(self.told_of.lock().as_ptr(), Arc::as_ptr(table)) && path.starts_with(b"/") {
+            self.page.read().runs(program, path, loader);
+        }
     }
 
     fn facts(&self, table: &Table, identity: bool) -> (Facts, Option<String>) {
@@ -773,6 +796,12 @@ impl Inner {
     }
 }
 
+/// Whether the shim may run programs of the host: the engine has nothing to note then, and no mount through which the host is seen forbids it.
+fn may_tell_programs(view: &View, table: &Table) -> bool {
+    let forbids = |mount: &&Arc<Mount>| mount.sees_through() && mount.no_exec.load(Ordering::Relaxed);
+    !view.all_root && table.mounts().iter().find(forbids).is_none()
+}
+
 /// What the shim does with a call at a level. What is not caught is not to be judged, but for the mapping of libraries. `through`: what descriptors
 /// of the host stand for may be something to be copied before it is changed. `numbers_right`: what descriptors of the host are shown as, and are not, is told.
 fn kind_at(row: &Row, level: Level, through: bool, numbers_right: bool) -> Option<Kind> {
@@ -852,6 +881,7 @@ fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
     let text = |path: &[u8]| String::from_utf8_lossy(shown(path)).into_owned();
     let mounts = mounted()?;
     facts.proc = mounts.iter().filter(|(kind, _)| kind == "proc").map(|(_, device)| *device).collect();
+    facts.true_proc = facts.proc.len();
     if facts.proc.is_empty() {
         return Err("/proc is not mounted".into());
     }

@@ -457,6 +457,7 @@ fn remount(call: &Call<'_>, target: &[u8], flags: u64) -> Result<()> {
     }
     mount.read_only.store(read_only, Ordering::Relaxed);
     mount.no_exec.store(flags & libc::MS_NOEXEC != 0, Ordering::Relaxed);
+    call.view.tell_fast();
     Ok(())
 }
 

@@ -279,7 +279,7 @@ fn find_attr(page: &Page, node: u64) -> Option<usize> {
 }
 
 /// Spreads numbers; the shim computes all of these too.
-const SPREAD: u64 = 0x1e37_79b1;
+pub(crate) const SPREAD: u64 = 0x1e37_79b1;
 
 fn start_hash(key: (u64, u64)) -> u64 {
     (key.1 ^ key.0).wrapping_mul(SPREAD) >> 16

@@ -28,8 +28,10 @@ use crate::{Result, known, raw};
 
 /// Where the shim is mapped: below all that the kernel maps by itself, within what sanitizers call memory of the program.
 pub const BASE: u64 = 0x7e90_0000_0000;
-/// Bytes that are mapped.
+/// Bytes that are mapped and stay so.
 pub const LEN: u64 = known::END as u64;
+/// Bytes that are mapped. Code of libraries that lies below is moved from here to where it is wanted.
+pub const REACH: u64 = 0xf0_0000;
 /// Bytes of code, in which calls pass the filter.
 pub const CODE: u64 = 0x2000;
 /// The process's own switch: not 0 where every call is to come to the engine.
@@ -41,6 +43,15 @@ const PREFIXES: usize = 0x4000;
 const NAMES: usize = 0x5000;
 /// Virtual trees of which the shim may say something: see [`known`].
 const MOUNTS: usize = 0x6000;
+/// Programs that the kernel runs by itself, and their loaders: nothing of the view's is loaded with them.
+const PROGRAMS: usize = 0x8000;
+const PROGRAM_COUNT: usize = 256;
+const PROGRAM_PROBES: usize = 8;
+const PROGRAM_LEN: usize = 64;
+const LOADERS: usize = 0xc000;
+const LOADER_COUNT: usize = 8;
+const LOADER_LEN: usize = 256;
+const LOADER_PATH: usize = 64;
 /// Objects in which the host differs from a view that sees it through a mount: words found by hash, and up to [`DIFFERENT_PROBES`] steps.
 const DIFFERENT: usize = 0x8_0000;
 const DIFFERENT_COUNT: usize = 1 << 16;
@@ -54,6 +65,7 @@ const PROC_COUNT: usize = 12;
 const PLANE_COUNT: usize = 24;
 const MOUNT_COUNT: usize = 28;
 const THROUGH: usize = 32;
+const TRUE_PROC: usize = 36;
 /// A byte for each tree: whether it may be spoken of.
 const TREES: usize = 6144;
 const PLANES: usize = 6400;
@@ -112,6 +124,10 @@ pub enum Kind {
     Descriptor = 15,
     /// `getcwd(2)`
     GetCwd = 16,
+    /// `execve(2)`
+    Exec = 17,
+    /// `statfs(2)`
+    StatFs = 18,
 }
 
 /// What becomes of a call of this number, if it is taken at all.
@@ -131,6 +147,8 @@ pub fn kind(name: &str) -> Option<Kind> {
             Kind::Data
         }
         "getcwd" => Kind::GetCwd,
+        "execve" => Kind::Exec,
+        "statfs" => Kind::StatFs,
         "fstat" => Kind::Fstat,
         "mmap" => Kind::Map,
         "lseek" | "ftruncate" | "fstatfs" | "fgetxattr" | "flistxattr" => Kind::Descriptor,
@@ -231,6 +249,10 @@ pub struct Facts {
     pub covered: Vec<(u64, u64)>,
     /// Devices of `/proc`, and of virtual trees that the kernel serves: only data is read and written there.
     pub proc: Vec<u64>,
+    /// How many of them, from the first on, are `/proc`.
+    pub true_proc: usize,
+    /// Whether [programs](Page::runs) may be told.
+    pub programs: bool,
     /// Canonical paths of mount points.
     pub targets: Vec<Vec<u8>>,
     /// Trees of which what is [known](crate::known) may be said.
@@ -368,6 +390,54 @@ impl Page {
         }
     }
 
+    /// Tells of a program (device, inode, time of change in seconds and nanoseconds, size) that the kernel runs by itself, with the loader that is at a path.
+    /// Said until [`publish`](Self::publish). One at a time, and not at one time with that.
+    pub fn runs(&self, program: &[u64; 5], path: &[u8], loader: &[u64; 5]) {
+        if path.is_empty() || path.len() >= LOADER_LEN - LOADER_PATH {
+            return;
+        }
+        let Some(number) = (0..LOADER_COUNT).find(|number| self.is_loader(*number, path, loader)) else {
+            return;
+        };
+        let words = |at: usize, words: &[u64]| {
+            for (index, word) in words.iter().enumerate() {
+                self.word_at(at + index * 8).store(*word, Ordering::Relaxed);
+            }
+        };
+        let at = LOADERS + number * LOADER_LEN;
+        if self.word_at(at).load(Ordering::Relaxed) == 0 && loader[0] != 0 {
+            for (index, byte) in path.iter().chain(&[0]).enumerate() {
+                self.byte_at(at + LOADER_PATH + index).store(*byte, Ordering::Relaxed);
+            }
+            words(at, loader);
+        }
+        let first = (program[0] ^ program[1]).wrapping_mul(known::SPREAD) >> 16;
+        for step in 0..PROGRAM_PROBES {
+            let at = PROGRAMS + (first as usize + step) % PROGRAM_COUNT * PROGRAM_LEN;
+            if self.word_at(at).load(Ordering::Relaxed) == 0 {
+                words(at + 8, program);
+                // Whoever finds this finds the rest.
+                self.word_at(at).store(number as u64 + 1, Ordering::Release);
+                return;
+            }
+            if (0..5).all(|index| self.word_at(at + 8 + index * 8).load(Ordering::Relaxed) == program[index])
+            {
+                return;
+            }
+        }
+    }
+
+    /// Whether a loader's place is free, or this one's.
+    fn is_loader(&self, number: usize, path: &[u8], loader: &[u64; 5]) -> bool {
+        let at = LOADERS + number * LOADER_LEN;
+        let is_path = |(index, byte): (usize, &u8)| {
+            self.byte_at(at + LOADER_PATH + index).load(Ordering::Relaxed) == *byte
+        };
+        self.word_at(at).load(Ordering::Relaxed) == 0
+            || ((0..5).all(|index| self.word_at(at + index * 8).load(Ordering::Relaxed) == loader[index])
+                && path.iter().chain(&[0]).enumerate().all(is_path))
+    }
+
     /// Gives the shim new facts, after [`close`](Self::close). `numbers` are calls by number, `differences` what was told of them before. Whether there was
     /// room for those; if not, calls with paths come to the engine.
     pub fn publish<'a>(
@@ -408,6 +478,8 @@ impl Page {
                     | Kind::ReadLink
                     | Kind::ReadLinkAt
                     | Kind::GetCwd
+                    | Kind::Exec
+                    | Kind::StatFs
             );
             let taken = match kind {
                 Kind::Native => facts.identity,
@@ -433,6 +505,13 @@ impl Page {
                 self.word(PROC + index * 8).store(*device, Ordering::Relaxed);
             }
             self.word32(PROC_COUNT).store(facts.proc.len() as u32, Ordering::Relaxed);
+        }
+        self.word32(TRUE_PROC).store(if paths { facts.true_proc as u32 } else { 0 }, Ordering::Relaxed);
+        for index in 0..PROGRAM_COUNT {
+            self.word_at(PROGRAMS + index * PROGRAM_LEN).store(0, Ordering::Relaxed);
+        }
+        for index in 0..LOADER_COUNT {
+            self.word_at(LOADERS + index * LOADER_LEN).store(0, Ordering::Relaxed);
         }
         self.publish_trees(if paths { &facts.trees } else { &[] });
         let count = self.word(GENERATION).load(Ordering::Relaxed);

@@ -26,6 +26,10 @@
     .set TREES, 6144
     .set PLANES, 6400
     .set MOUNTS, 0x4000
+    .set PROGRAMS, 0x6000
+    .set LOADERS, 0xa000
+    .set TRUE_PROC, 36
+    .set REACH, 0xf00000
     .set DIFFERENT, 0x7e000
     .set DIFFERENT_PROBES, 32
     /* What is known of virtual trees: known.rs. */
@@ -166,6 +170,8 @@ veduta_shim_start:
     .long .Lmap - .Lhandlers
     .long .Ldescriptor - .Lhandlers
     .long .Lgetcwd - .Lhandlers
+    .long .Lexec - .Lhandlers
+    .long .Lstatfs - .Lhandlers
 
 .Lnative:
     arguments
@@ -244,8 +250,19 @@ veduta_shim_start:
 .Lopened:
     mov %rsp, %rsi
     call .Lobject
+    jz 3f
+    /* Of /proc, one file that many programs read, and which is the same in a view. */
+    call .Lin_proc
     jnz .Lclose
-    call .Lpath
+    lea .Lfilesystems(%rip), %rcx
+    xor %eax, %eax
+2:  movzbl (%rbp,%rax), %edx
+    cmp %dl, (%rcx,%rax)
+    jne .Lclose
+    inc %eax
+    test %edx, %edx
+    jnz 2b
+3:  call .Lpath
     passes
     jnz .Lclose
     call .Lclimbs
@@ -333,6 +350,8 @@ veduta_shim_start:
     cmpb $0, (%rbp)
     jne .Lfound
     call .Lobject
+    jz .Ldecided
+    call .Lin_proc
     jz .Ldecided
     cmpl $262, NUMBER(%rsp)          /* newfstatat */
     jne .Ltrap
@@ -497,6 +516,111 @@ veduta_shim_start:
     mov %rax, %r14
     jmp .Lclose
 
+.Lstatfs:
+    cmpl $0, THROUGH(%r12)           /* that of the tree through which the host is seen is another */
+    jne .Ltrap
+    mov $-100, %r13
+    mov %rdi, %rbp
+    arguments
+    syscall
+    mov %rax, %r14
+    test %rax, %rax
+    jnz .Lfailed
+    xor %r10d, %r10d
+    jmp .Llook
+
+    /* A program that the engine has seen, by a loader that is where it was: nothing of the view's is loaded. */
+.Lexec:
+    mov $-100, %r13
+    mov %rdi, %rbp
+    mov $262, %eax                   /* newfstatat */
+    mov %r13, %rdi
+    mov %rbp, %rsi
+    mov %rsp, %rdx
+    xor %r10d, %r10d
+    syscall
+    mov %rax, %r14
+    test %rax, %rax
+    jnz .Lfailed
+    mov %rsp, %rsi
+    call .Lobject
+    jnz .Ltrap
+    call .Lpath
+    passes
+    jnz .Ltrap
+    test $2, %bl
+    jnz .Ltrap
+    mov (%rsp), %r8
+    mov 8(%rsp), %r9
+    mov %r8, %rax
+    xor %r9, %rax
+    imul $SPREAD, %rax, %rax
+    shr $16, %rax
+    mov $8, %edx
+1:  movzbl %al, %ecx
+    shl $6, %ecx
+    lea PROGRAMS(%r12,%rcx), %rcx
+    mov (%rcx), %rdi                 /* its loader, from 1 on; written last */
+    test %rdi, %rdi
+    jz .Ltrap
+    cmp 8(%rcx), %r8
+    jne 2f
+    cmp 16(%rcx), %r9
+    jne 2f
+    mov 88(%rsp), %r10
+    cmp 24(%rcx), %r10
+    jne 2f
+    mov 96(%rsp), %r10
+    cmp 32(%rcx), %r10
+    jne 2f
+    mov 48(%rsp), %r10
+    cmp 40(%rcx), %r10
+    je 3f
+2:  inc %eax
+    dec %edx
+    jnz 1b
+    jmp .Ltrap
+3:  shl $8, %edi
+    lea LOADERS-256(%r12,%rdi), %r14
+    mov $262, %eax
+    mov %r13, %rdi
+    lea 64(%r14), %rbp
+    mov %rbp, %rsi
+    mov %rsp, %rdx
+    xor %r10d, %r10d
+    syscall
+    test %eax, %eax
+    jnz .Ltrap
+    mov (%rsp), %rax
+    cmp %rax, (%r14)
+    jne .Ltrap
+    mov 8(%rsp), %rax
+    cmp %rax, 8(%r14)
+    jne .Ltrap
+    mov 88(%rsp), %rax
+    cmp %rax, 16(%r14)
+    jne .Ltrap
+    mov 96(%rsp), %rax
+    cmp %rax, 24(%r14)
+    jne .Ltrap
+    mov 48(%rsp), %rax
+    cmp %rax, 32(%r14)
+    jne .Ltrap
+    cmpl $0, THROUGH(%r12)
+    je 4f
+    mov %rsp, %rsi                   /* it might have come to differ */
+    call .Lobject
+    jnz .Ltrap
+    call .Lpath
+    passes
+    jnz .Ltrap
+4:  mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    arguments
+    syscall
+    jmp .Ltrap                       /* it failed, and nothing has happened */
+
     /* A virtual directory was removed, and has no path. */
 .Lgetcwd:
     cmpl $0, THROUGH(%r12)
@@ -558,10 +682,12 @@ veduta_shim_start:
     test %eax, %eax
     jnz .Ltrap
     mov %rbp, %rsi
-    call .Lobject
-    jnz .Lknown_descriptor
     xor %r14d, %r14d
-    jmp .Ldecided
+    call .Lobject
+    jz .Ldecided
+    call .Lin_proc
+    jz .Ldecided
+    jmp .Lknown_descriptor
 
 .Lmap:
     testl $0x20, R10(%rsp)           /* MAP_ANONYMOUS */
@@ -617,7 +743,30 @@ veduta_shim_start:
     jae 3f
 2:  add $64, %r13
     jmp 1b
-3:  mov $0x7ed0, %eax                /* the engine gives a descriptor of our file */
+    /* It is mapped behind the shim already, and is moved from there where that is all that is wanted. */
+3:  mov 56(%r13), %rdi
+    mov RSI(%rsp), %rsi
+    add $4095, %rsi
+    and $-4096, %rsi
+    lea (%rdi,%rsi), %rax
+    cmp $REACH, %rax
+    ja 4f
+    cmpl $5, RDX(%rsp)               /* PROT_READ, PROT_EXEC */
+    jne 4f
+    mov R10(%rsp), %eax
+    and $~0x800, %eax                /* MAP_DENYWRITE says nothing */
+    cmp $0x12, %eax                  /* MAP_PRIVATE, MAP_FIXED */
+    jne 4f
+    lea veduta_shim_start(%rip), %rax
+    add %rax, %rdi
+    mov %rsi, %rdx
+    mov $3, %r10d                    /* MREMAP_MAYMOVE, MREMAP_FIXED */
+    mov RDI(%rsp), %r8
+    mov $25, %eax
+    syscall
+    cmp RDI(%rsp), %rax
+    je .Ldone
+4:  mov $0x7ed0, %eax                /* the engine gives a descriptor of our file */
     mov $7, %edi
     xor %esi, %esi
     xor %edx, %edx
@@ -693,6 +842,18 @@ veduta_shim_start:
 .Lstand_in:
     cmpq $0, 16(%rsi)                /* they have no name */
     je 8b
+    jmp 7b
+
+    /* Zero flag: the struct stat at rsi is of something in /proc that has a name. */
+.Lin_proc:
+    cmpq $0, 16(%rsi)
+    je 8b
+    mov (%rsi), %rax
+    mov TRUE_PROC(%r12), %ecx
+1:  sub $1, %ecx
+    js 8b
+    cmp %rax, PROC(%r12,%rcx,8)
+    jne 1b
     jmp 7b
 
     /* Zero flag: where the path starts (r13) is nothing of the view's. */
@@ -1066,6 +1227,8 @@ veduta_shim_start:
 
 .Lnothing:
     .byte 0
+.Lfilesystems:
+    .asciz "/proc/filesystems"
 
     .globl veduta_shim_end
     .hidden veduta_shim_end
@@ -1096,8 +1259,8 @@ veduta_boot_start:
     syscall
     test %eax, %eax
     jz 3f
-    mov $9, %eax                     /* mmap */
-    mov $0xb00000, %esi
+    mov $9, %eax                     /* mmap: also what is behind, which the loader's next libraries are taken from */
+    mov $0xf00000, %esi
     mov $5, %edx                     /* to read and to run */
     mov $0x100002, %r10d             /* MAP_PRIVATE, MAP_FIXED_NOREPLACE */
     mov $0x11111111, %r8d            /* the descriptor */
@@ -1111,12 +1274,16 @@ veduta_boot_start:
     mov $0x33333333, %edx
     syscall
     jmp 2f
-1:  mov $462, %eax                   /* mseal: it stays */
+1:  mov $462, %eax                   /* mseal: the shim stays */
     mov $0xb00000, %esi
     xor %edx, %edx
     syscall
 2:  mov $3, %eax                     /* close */
     mov $0x11111111, %edi
+    syscall
+    /* The engine's thread was pushed aside by this one when it answered. Until it has gone to sleep the processor passes for one with two
+     * programs to run, and whoever this one wakes is sent to another processor. */
+    mov $24, %eax                    /* sched_yield */
     syscall
 3:  add $16, %rsp
     pop %r9

@@ -16,7 +16,7 @@
 //! - every instruction of the function could be decoded, up to its end;
 //! - no jump lands within the changed bytes. Of the first form only one instruction changes, so that none can; of the second the
 //!   function has no computed jumps; and for both, nothing in the library that could be read as a jump, on whatever byte it
-//!   begins, leads there;
+//!   begins, leads there. What cannot be changed in the first form for that reason is, if possible, in the second;
 //! - what comes behind does not look at the flags, which the shim changes and `syscall` does not;
 //! - no call comes right before: that is how the C library makes calls in which threads can be cancelled, and who is cancelled in the
 //!   shim could not be unwound.
@@ -284,6 +284,8 @@ struct Find {
     len: u64,
     syscall: u64,
     number: Option<u32>,
+    /// Of the first form: its length in the second one, if it could be taken for that too.
+    second: Option<u64>,
 }
 
 /// Finds the call sites of a library and rewrites those of calls that `wanted` names. `ENOEXEC` for a file that is no such library, or one
@@ -322,8 +324,26 @@ pub fn patch<'f>(file: &'f [u8], wanted: &dyn Fn(u32) -> bool) -> Result<Patched
     if !overlaps.is_empty() {
         return Err(Errno::ENOEXEC);
     }
+    let is_free = |find: &Find, landed: &HashSet<u64>| {
+        !(find.start + 1..find.start + find.len).any(|at| landed.contains(&at))
+    };
     let landed = landings(bytes, code.address, &finds);
-    finds.retain(|find| !(find.start + 1..find.start + find.len).any(|at| landed.contains(&at)));
+    let seconds: Vec<Find> = finds
+        .iter()
+        .filter(|find| !is_free(find, &landed))
+        .filter_map(|find| {
+            Some(Find { start: find.syscall, len: find.second?, number: None, second: None, ..*find })
+        })
+        .collect();
+    finds.retain(|find| is_free(find, &landed));
+    let landed = landings(bytes, code.address, &seconds);
+    let is_apart = |find: &&Find| {
+        !finds.iter().any(|other| other.start < find.start + find.len && find.start < other.start + other.len)
+    };
+    let seconds: Vec<Find> =
+        seconds.iter().filter(|find| is_free(find, &landed)).filter(is_apart).copied().collect();
+    finds.extend(seconds);
+    finds.sort_unstable_by_key(|find| find.start);
     Ok(rewrite(&elf, bytes, &finds))
 }
 
@@ -347,6 +367,12 @@ fn sites_of(body: &[u8], address: u64, wanted: &dyn Fn(u32) -> bool) -> Vec<Find
         }
         instructions.push(instruction);
     }
+    // The length of the second form at an instruction, if it may have that.
+    let second = |index: usize| {
+        let len = movable(&instructions[index + 1..]).filter(|_| !computed)? + 2;
+        let at = instructions[index].ip();
+        targets.range(at + 1..at + len).next().is_none().then_some(len)
+    };
     let mut found = Vec::new();
     for (index, instruction) in instructions.iter().enumerate() {
         if instruction.code() != Code::Syscall || index == 0 {
@@ -367,16 +393,17 @@ fn sites_of(body: &[u8], address: u64, wanted: &dyn Fn(u32) -> bool) -> Vec<Find
                     len: 5,
                     syscall: instruction.ip(),
                     number: Some(number),
+                    second: second(index),
                 });
             }
             continue;
         }
-        if computed || !number_before(&instructions[..index]).is_some_and(wanted) {
+        if !number_before(&instructions[..index]).is_some_and(wanted) {
             continue;
         }
-        let Some(len) = movable(&instructions[index + 1..]).map(|len| len + 2) else { continue };
-        if targets.range(instruction.ip() + 1..instruction.ip() + len).next().is_none() {
-            found.push(Find { start: instruction.ip(), len, syscall: instruction.ip(), number: None });
+        if let Some(len) = second(index) {
+            let syscall = instruction.ip();
+            found.push(Find { start: syscall, len, syscall, number: None, second: None });
         }
     }
     found

@@ -11,9 +11,9 @@ use std::process::Command;
 use veduta_trace::shim;
 use veduta_trace::sites::{self, Patched};
 
-const WANTED: [u32; 33] = [
-    0, 1, 2, 4, 5, 6, 8, 9, 17, 18, 19, 20, 21, 77, 78, 89, 91, 93, 102, 104, 107, 108, 118, 120, 138, 193,
-    196, 217, 257, 262, 267, 269, 332,
+const WANTED: [u32; 35] = [
+    0, 1, 2, 4, 5, 6, 8, 9, 17, 18, 19, 20, 21, 59, 77, 78, 89, 91, 93, 102, 104, 107, 108, 118, 120, 137,
+    138, 193, 196, 217, 257, 262, 267, 269, 332,
 ];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
