@@ -74,6 +74,7 @@ impl Mounted {
         let session = Arc::new(session);
         let host = session.filesystem().clone();
         host.set_notifier(session.notifier());
+        host.follow();
         pool::start(session, &shared, pool::Crew::new(options.workers))
             .map_err(|error| give_up("no threads can be started", error))?;
         // The protocol was agreed on, and the workers are there: from here on every request is answered. It is not tried out: a
