@@ -62,7 +62,8 @@ impl Mounted {
             MountError::system(errno, format!("the root cannot be read: {}", errno.desc()))
         })?;
         let place = Place::find(point.as_ref(), root.kind)?;
-        let (device, point) = mount(&place, root.kind, &how, !facts.own_permissions)?;
+        let checks = !facts.own_permissions || how.default_permissions;
+        let (device, point) = mount(&place, root.kind, &how, checks)?;
         let shared = Arc::new(Shared::new());
         let host = Host::new(tree.clone(), how.read_only, how.allow, shared.clone());
         let give_up = |what: &str, error: std::io::Error| {
