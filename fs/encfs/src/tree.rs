@@ -252,7 +252,6 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             backing: false,
             acl: false,
             case_insensitive: false,
-            silent_close: false,
             ..below
         }
     }

@@ -63,8 +63,8 @@ pub struct HostDir {
     names: RwLock<()>,
     table: Arc<Mutex<Table>>,
     watches: Watches,
-    /// Whether inotify tells of all that others change.
-    is_watchable: bool,
+    /// Whether this kernel makes all changes, so that inotify tells of what others do.
+    is_local: bool,
 }
 
 /// A descriptor of a node.
@@ -113,7 +113,7 @@ impl HostDir {
             names: RwLock::new(()),
             table: Arc::new(Mutex::new(table)),
             watches: Watches::new(),
-            is_watchable: magic.is_ok_and(watch::tells_of),
+            is_local: magic.is_ok_and(watch::is_local),
         })
     }
 
@@ -304,6 +304,8 @@ impl Filesystem for HostDir {
             backing: true,
             acl: true,
             dated_listings: true,
+            // Others may hear of errors only when a file is closed.
+            silent_close: self.is_local,
             ..Facts::default()
         }
     }
@@ -375,7 +377,7 @@ impl Filesystem for HostDir {
     }
 
     fn tell(&self, changes: Weak<dyn Changes>) -> bool {
-        self.is_watchable && self.watches.tell(changes)
+        self.is_local && self.watches.tell(changes)
     }
 
     fn watch(&self, dir: Ino) -> Option<Duration> {

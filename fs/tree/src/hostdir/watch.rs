@@ -112,7 +112,7 @@ enum Told {
 }
 
 /// Whether inotify tells of every change on a filesystem.
-pub(super) fn tells_of(magic: u32) -> bool {
+pub(super) fn is_local(magic: u32) -> bool {
     LOCAL.contains(&magic)
 }
 
