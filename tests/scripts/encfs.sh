@@ -230,6 +230,70 @@ settled
 check "the same by veduta mount -t gocryptfs" "$VEDUTA" mount -t gocryptfs -o "extpass=cat $TMP/pw" "$c" "$m"
 same "the file is there" ciao "$(cat "$m/ciao")"
 
+# What others change, here through a second mount, in directories that the first remembers for longer, since it is told of changes.
+unmount
+settled
+others=$TMP/others
+mkdir "$others"
+check "one mount of a volume" "$BIN/umfuseencfs" "$c" "$m" -o "passfile=$TMP/pw,loglevel=debug,logfile=$TMP/requests.log"
+check "and another" "$BIN/umfuseencfs" "$c" "$others" -o "passfile=$TMP/pw"
+mkdir -p "$others/d/sub" "$others/e"
+for name in a b c sub/x "$(printf 'l%.0s' $(seq 200))"; do echo "$name" >"$others/d/$name"; done
+ln -s a "$others/d/link"
+everything() { (cd "$1" && find . -printf '%P %y %m %s %l %T@\n' | sort; find . -type f -print0 | sort -z | xargs -0 cat); }
+alike() { [ "$(everything "$m")" = "$(everything "$others")" ]; }
+look() { for _ in 1 2 3; do everything "$m" >/dev/null; find "$m" -ls >/dev/null; sleep 0.6; done; }
+look
+requests() { tail -n "+$1" requests.log | grep -Ec '\[(lookup|readdirplus) '; }
+check "the log tells of requests" test "$(requests 1)" -gt 10
+# The kernel may have let go of a listing by itself meanwhile; not each time.
+for _ in 1 2 3 4 5; do
+    sleep 1.2
+    before=$(wc -l <requests.log)
+    find "$m" -printf '%P %s %T@\n' >/dev/null
+    sleep 0.2
+    asked=$(requests $((before + 1)))
+    [ "$asked" -gt 1 ] || break
+done
+case $(stat -f -c %T "$c")/$(uname -r) in
+    # The long name costs a look, as all names do that are in files of their own.
+    ext2/ext3/[789].* | tmpfs/[789].* | xfs/[789].* | btrfs/[789].* | ext2/ext3/6.[2-9]* | ext2/ext3/6.1[0-9]* | tmpfs/6.[2-9]* | tmpfs/6.1[0-9]*)
+        check "after a second nothing is asked for again that nobody changed" test "$asked" -le 1 ;;
+    *) skip "names are remembered for a second only on this filesystem or kernel" fine ;;
+esac
+# changed SENTENCE COMMAND: others do something, and soon it is seen.
+changed() {
+    local sentence=$1
+    shift
+    (cd "$others/d" && eval "$1") || fail "$sentence: others can"
+    if until_true 4 alike; then pass "others: $sentence"; else fail "others: $sentence" "$(diff <(everything "$others") <(everything "$m"))"; fi
+}
+changed "a file is made" 'echo new >n'
+changed "a file grows" 'echo more >>a'
+changed "a file of the same size has another content" 'echo B >b; touch -d 2001-01-01 b'
+changed "a mode" 'chmod 600 c; chmod 700 sub'
+changed "a file in the place of another" 'echo other >t; mv t b'
+changed "a file is removed" 'rm n'
+changed "a directory in the place of a file" 'rm c; mkdir c; echo in >c/it'
+changed "a link that leads elsewhere" 'ln -sfn sub link'
+changed "a directory is moved" 'mv sub ../e/moved; echo y >../e/moved/y'
+changed "a long name goes" 'rm l*'
+changed "a long name comes" 'echo "$0" >"$(printf "m%.0s" $(seq 210))"'
+look
+mv "$m/d/a" "$m/e/a"
+mv "$m/e/moved" "$m/moved"
+changed "what was moved by us is changed" 'echo 3 >>../e/a; rm ../moved/y'
+look
+exec 5<"$m/d/b"
+cat <&5 >/dev/null
+echo appended >>"$others/d/b"
+# shellcheck disable=SC2016
+check "others: a file that is open grows" until_true 4 bash -c 'grep -q . <&5'
+exec 5<&-
+rm -rf "$m/d"
+check "what we remove is gone for others" until_true 4 bash -c '! ls "$1/d" 2>/dev/null' _ "$others"
+umount "$others" 2>/dev/null || fusermount3 -u "$others"
+
 # Secrets: not in the log, not in a core, and not in memory for longer than they are needed.
 unmount
 settled

@@ -259,3 +259,57 @@ check "links are made relative, owners go by name" on transform_symlinks,idmap=n
 same "an absolute link stays in the mount" tree/dir/large "$(readlink "$m/absolute")"
 same "an owner of the same name is the same" "$(id -un)" "$(stat -c %U "$m/again")"
 check "unmounted at last" unmount
+
+# --- Others on this machine, and mount(8) ---------------------------------------------------------------------------------------------
+if [ "$HOW" = root ]; then
+    # Who may use the mount is who logs in on the server, unless the modes are to be checked here.
+    other() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+    echo secret >srv/secret
+    chmod 600 srv/secret
+    mkdir -m 700 srv/closed
+    mkdir -m 1777 srv/common
+    check "mounted for one alone" on
+    refuse 2 'Permission denied' "others are kept out" other ls "$m"
+    check "unmounted" unmount
+    check "mounted for all" on allow_other
+    same "others do what who mounted may" secret "$(other cat "$m/secret" 2>&1)"
+    check "unmounted" unmount
+    check "mounted for all, as modes say" on allow_other,default_permissions
+    check "others look at it" other ls "$m"
+    refuse 1 'Permission denied' "a file of mode 600 is closed to others" other cat "$m/secret"
+    refuse 2 'Permission denied' "nor is it written" other sh -c "echo >>'$m/secret'"
+    refuse 1 'Permission denied' "nor removed" other rm -f "$m/secret"
+    refuse 2 'Permission denied' "nor a closed directory listed" other ls "$m/closed"
+    check "what all may write is written" other sh -c "echo >'$m/common/x'"
+    refuse 1 'not permitted' "and a mode is only its owner's to change" other chmod 777 "$m/secret"
+    same "who mounted may all" secret "$(cat "$m/secret")"
+    check "unmounted" unmount
+    check "default_permissions alone" on default_permissions
+    same "who mounted may all then too" secret "$(cat "$m/secret")"
+    check "unmounted" unmount
+
+    if command -v mount.fuse3 >/dev/null; then
+        # mount(8) looks in the usual places only; ours is made one of them, in this namespace.
+        mount -t tmpfs -o mode=755 none /usr/local/bin && ln -s "$BIN/umfusessh" /usr/local/bin/
+        check "mount -t fuse.umfusessh" mount -t fuse.umfusessh -o "$to" "test:$srv" "$m"
+        check "its type and source are shown" grep -q "^test:$srv $m fuse.umfusessh " /proc/self/mounts
+        check "umount(8) ends it" umount "$m"
+        printf '%s\n' "test:$srv $m fuse.umfusessh noauto,user,_netdev,nofail,x-systemd.automount,reconnect,allow_other,default_permissions,idmap=user,$to 0 0" >fstab
+        check "a line of fstab mounts it" mount -T "$TMP/fstab" "$m"
+        check "for all, nosuid and nodev for a user's line" grep -Eq "^test:$srv $m fuse.umfusessh rw,nosuid,nodev,.*allow_other" /proc/self/mounts
+        refuse 1 'Permission denied' "as modes say" other cat "$m/secret"
+        check "umount(8) ends that too" umount "$m"
+        echo "umfusessh#test:$srv $m fuse ro,noauto,_netdev,$to 0 0" >fstab
+        check "a line of the old form mounts it" mount -T "$TMP/fstab" "$m"
+        refuse 1 'Read-only' "read-only if it says so" touch "$m/x"
+        check "umount(8) ends it as well" umount "$m"
+        echo "test:/nowhere $m fuse.umfusessh noauto,_netdev,$to 0 0" >fstab
+        refuse 32 'No such file' "what goes wrong is told by mount(8)" mount -T "$TMP/fstab" "$m"
+        echo "test:$srv $m fuse.umfusessh noauto,nonsense,$to 0 0" >fstab
+        refuse 1 'unknown option' "and an option that nobody takes" mount -T "$TMP/fstab" "$m"
+        umount /usr/local/bin
+    else
+        skip "fstab: mount.fuse3 is missing"
+    fi
+    rm -rf srv/secret srv/closed srv/common
+fi

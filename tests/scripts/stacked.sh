@@ -30,6 +30,12 @@ check "an encrypted directory is made" "$VEDUTA" encfs init --passfile pw --scry
 mkdir -p tree; echo hallo >tree/ciao; truncate -s 8M tree/linux.img; mkfs.ext2 -q -F tree/linux.img
 same "S31 files are copied into it in a view" $'ciao\nlinux.img' \
     "$(view --mount "encfs:$TMP/enc:$TMP/plain:passfile=$TMP/pw" -- sh -c 'cp tree/* plain/ && ls plain' 2>&1)"
+same "the password is what a program outside prints" $'ciao\nlinux.img' \
+    "$(view --mount "encfs:$TMP/enc:$TMP/plain:extpass=cat $TMP/pw" -- ls plain 2>&1)"
+same "or what one inside prints" $'ciao\nlinux.img' \
+    "$(view -- bash -c "mount -t encfs -o passfile=<(cat '$TMP/pw') '$TMP/enc' '$TMP/plain' && ls plain" 2>&1)"
+same "a program that a mount inside names is not run" refused \
+    "$(view -- sh -c "mount -t encfs -o 'extpass=touch $TMP/ran; cat $TMP/pw' '$TMP/enc' '$TMP/plain' || echo refused; ls plain" 2>&1 | grep -v 'is not run:\|^mount: \|^ *dmesg(1)'; ls ran 2>/dev/null)"
 same "S31 outside there is only what is encrypted" "" "$(ls plain; grep -rl hallo enc)"
 
 # S30 and S32: the same over SFTP; and an image in it, mounted over the mount point of the remote tree itself.

@@ -94,7 +94,9 @@ impl Module for Encfs {
          copied, synchronised and backed up file by file.\n\n\
          Volumes are made by `veduta encfs init DIR`, gocryptfs or encfs; which it is shows by the file gocryptfs.conf or \
          .encfs6.xml in it. The password is asked for on the terminal, without echo, unless passfile or extpass says where it \
-         comes from. It is never an argument.\n\n\
+         comes from. It is never an argument. In a view, extpass is for `veduta run --mount` \
+         only, since the program runs outside; a mount inside takes what a program of the view prints by bash's \
+         passfile=<(COMMAND).\n\n\
          Content is authenticated: a block that was changed by somebody without the key reads as an I/O error, the log says which, \
          and all other blocks are read. (Volumes of EncFS are so only if they were made with block checksums; the security of that \
          format is dated, and a mount says so.)\n\n\

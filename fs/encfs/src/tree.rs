@@ -9,12 +9,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use veduta_api::{
-    Attr, Caching, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Kind, NewNode,
-    OpenFlags, Perm, RenameFlags, Result, SetAttr, StatFs, XattrMode,
+    Attr, Caching, Changes, DirEntry, DirSink, Directory, Entry, Errno, Facts, File, Filesystem, Ino, Kind,
+    NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, StatFs, XattrMode,
 };
 
 use crate::content::Files;
@@ -37,6 +38,11 @@ pub(crate) trait Scheme: Send + Sync {
     fn encode(&self, inner: &Inner, dir: Ino, name: &OsStr) -> Result<CipherName>;
     /// The name behind a stored one. `None` for what is the format's own, and for what cannot be decrypted.
     fn decode(&self, inner: &Inner, dir: Ino, stored: &OsStr) -> Result<Option<OsString>>;
+    /// Whether the stored form of this name tells without another file what it is. (It may be said of fewer.)
+    fn is_told(&self, name: &OsStr) -> bool {
+        let _ = name;
+        true
+    }
     /// How the target of a symbolic link is stored.
     fn encode_target(&self, target: &OsStr) -> Result<OsString>;
     /// The target behind a stored one.
@@ -120,11 +126,46 @@ pub(crate) struct CryptTree<S> {
     files: Arc<Files>,
     scheme: Arc<S>,
     names: Arc<RwLock<()>>,
+    told: OnceLock<Arc<Told<S>>>,
+}
+
+/// Hears of changes below, and says what that is above.
+struct Told<S> {
+    scheme: Arc<S>,
+    inner: Inner,
+    names: Arc<RwLock<()>>,
+    above: Weak<dyn Changes>,
+}
+
+impl<S: Scheme> Changes for Told<S> {
+    fn name(&self, dir: Ino, name: &OsStr) {
+        let Some(above) = self.above.upgrade() else { return };
+        let plain = {
+            let _names = self.names.read();
+            self.scheme.decode(&self.inner, dir, name)
+        };
+        // What cannot be decrypted was not shown.
+        if let Ok(Some(plain)) = plain {
+            above.name(self.inner.above(dir), &plain);
+        }
+    }
+
+    fn node(&self, ino: Ino) {
+        if let Some(above) = self.above.upgrade() {
+            above.node(self.inner.above(ino));
+        }
+    }
 }
 
 impl<S: Scheme> CryptTree<S> {
     pub(crate) fn new(files: Arc<Files>, scheme: Arc<S>) -> Self {
-        Self { inner: files.inner.clone(), files, scheme, names: Arc::new(RwLock::new(())) }
+        Self {
+            inner: files.inner.clone(),
+            files,
+            scheme,
+            names: Arc::new(RwLock::new(())),
+            told: OnceLock::new(),
+        }
     }
 
     fn below(&self, ino: Ino) -> Ino {
@@ -211,7 +252,6 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
             backing: false,
             acl: false,
             case_insensitive: false,
-            silent_close: false,
             ..below
         }
     }
@@ -266,6 +306,23 @@ impl<S: Scheme + 'static> Filesystem for CryptTree<S> {
 
     fn readlink(&self, ino: Ino) -> Result<OsString> {
         self.scheme.decode_target(&self.inner, &self.inner.fs.readlink(self.below(ino))?)
+    }
+
+    fn tell(&self, above: Weak<dyn Changes>) -> bool {
+        let (scheme, names) = (Arc::clone(&self.scheme), Arc::clone(&self.names));
+        let told =
+            self.told.get_or_init(|| Arc::new(Told { scheme, inner: self.inner.clone(), names, above }));
+        let told: Arc<dyn Changes> = told.clone();
+        self.inner.fs.tell(Arc::downgrade(&told))
+    }
+
+    fn watch(&self, dir: Ino) -> Option<Duration> {
+        self.inner.fs.watch(self.below(dir))
+    }
+
+    fn watched(&self, dir: Ino, name: Option<&OsStr>) -> Option<Duration> {
+        let is_told = name.is_none_or(|name| self.scheme.is_told(name));
+        if is_told { self.inner.fs.watched(self.below(dir), None) } else { None }
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -18,13 +18,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::{FileAttr, Generation, INodeNo, Notifier, ReplyEntry};
 use nix::libc;
 use parking_lot::Mutex;
 use veduta_api::{
-    Attr, Device, Entry, Errno, Facts, Filesystem, Ino, Kind, NewNode, Perm, Result, Timestamp,
+    Attr, Changes, Device, Entry, Errno, Facts, Filesystem, Ino, Kind, NewNode, Perm, Result, Timestamp,
 };
 
 use self::convert::to_errno;
@@ -63,8 +63,12 @@ pub(crate) struct Host {
     writers: Mutex<Writers>,
     /// Nodes whose content was put into the kernel's cache, or was not to be.
     filled: Mutex<HashSet<Ino>>,
-    /// When a directory of a shared tree was last listed with attributes.
-    listed: Mutex<HashMap<Ino, Instant>>,
+    /// When a directory of a shared tree was last listed with attributes, and how long they last if it is watched.
+    listed: Mutex<HashMap<Ino, (Instant, Option<Duration>)>>,
+    /// The kernel can be told to ask again for a name.
+    expires: AtomicBool,
+    /// The tree tells of what others change.
+    is_told: AtomicBool,
     /// The kernel can do without `open`, and without `opendir`. Cleared once a tree turns out to need them.
     skip_open: AtomicBool,
     skip_opendir: AtomicBool,
@@ -110,6 +114,8 @@ impl Host {
             writers: Mutex::default(),
             filled: Mutex::default(),
             listed: Mutex::default(),
+            expires: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             skip_open: AtomicBool::new(false),
             skip_opendir: AtomicBool::new(false),
             no_xattrs,
@@ -127,6 +133,14 @@ impl Host {
 
     pub(crate) fn set_notifier(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
+    }
+
+    /// Has the tree tell of what others change in it, if it can, and the kernel can be told. Once there is a notifier.
+    pub(crate) fn follow(self: &Arc<Self>) {
+        if self.policy.shared && self.expires.load(Ordering::Relaxed) {
+            let own: Arc<dyn Changes> = self.clone();
+            self.is_told.store(self.fs.tell(Arc::downgrade(&own)), Ordering::Relaxed);
+        }
     }
 
     /// Drops whatever is open, and lets no more requests through. For the end of a mount.
@@ -277,14 +291,21 @@ impl Host {
         Ok(new)
     }
 
-    /// `closings`: [`Host::closings`] from before the entry was looked up.
-    fn reply_entry(&self, answer: Answer<Entry>, closings: u64, reply: ReplyEntry) {
+    /// `closings`, `watched`: [`Host::closings`] and [`Host::watched`] from before the entry was looked up.
+    fn reply_entry(
+        &self,
+        answer: Answer<Entry>,
+        closings: u64,
+        watched: Option<Duration>,
+        reply: ReplyEntry,
+    ) {
         match answer {
             (true, Ok(entry)) => {
                 let attr = self.attr(&entry.attr);
                 let (ino, generation) = (INodeNo(entry.ino.0), Generation(entry.generation));
-                let ttl = self.attr_ttl(entry.ino, closings);
-                let sent = reply.entry(ino, generation, &attr, ttl, self.policy.entry_ttl);
+                let ttl = self.attr_ttl(entry.ino, closings, lasting(watched, &entry.attr));
+                let entry_ttl = watched.unwrap_or(self.policy.entry_ttl);
+                let sent = reply.entry(ino, generation, &attr, ttl, entry_ttl);
                 if !sent {
                     self.forget_quietly(entry.ino, 1);
                 }
@@ -304,6 +325,25 @@ impl Host {
             tracing::error!(ino = ino.0, "the driver panicked in forget");
         }
     }
+}
+
+impl Changes for Host {
+    fn name(&self, dir: Ino, name: &OsStr) {
+        // An error means that the kernel knows no such name.
+        let _ = self.notifier.get().map(|kernel| kernel.expire_entry(INodeNo(dir.0), name));
+    }
+
+    /// The kernel compares times before it uses content that it has; a listing it does not keep after this.
+    fn node(&self, ino: Ino) {
+        self.listed.lock().remove(&ino);
+        let _ = self.notifier.get().map(|kernel| kernel.inval_inode(INodeNo(ino.0), -1, 0));
+    }
+}
+
+/// How long attributes last of what a name in a directory leads to that is watched. One of a directory change with what is in that, those of a
+/// file with several names may be changed through another.
+fn lasting(watched: Option<Duration>, attr: &Attr) -> Option<Duration> {
+    watched.filter(|_| attr.kind != Kind::Directory && attr.nlink == 1)
 }
 
 /// Requests that the kernel makes on its own account, without the user's identity.

@@ -66,6 +66,8 @@ pub struct MountOptions {
     pub dirsync: bool,
     /// `allow_other`, `allow_root`
     pub allow: Allow,
+    /// `default_permissions`: the kernel checks permissions also where the tree decides by itself.
+    pub default_permissions: bool,
     /// Bytes; the largest read that the kernel sends.
     pub max_read: Option<u32>,
 }
@@ -84,6 +86,7 @@ impl MountOptions {
             nodiratime: false,
             sync: false,
             dirsync: false,
+            default_permissions: false,
             allow: Allow::Owner,
             max_read: None,
         }

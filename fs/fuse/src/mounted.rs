@@ -62,7 +62,8 @@ impl Mounted {
             MountError::system(errno, format!("the root cannot be read: {}", errno.desc()))
         })?;
         let place = Place::find(point.as_ref(), root.kind)?;
-        let (device, point) = mount(&place, root.kind, &how, !facts.own_permissions)?;
+        let checks = !facts.own_permissions || how.default_permissions;
+        let (device, point) = mount(&place, root.kind, &how, checks)?;
         let shared = Arc::new(Shared::new());
         let host = Host::new(tree.clone(), how.read_only, how.allow, shared.clone());
         let give_up = |what: &str, error: std::io::Error| {
@@ -74,6 +75,7 @@ impl Mounted {
         let session = Arc::new(session);
         let host = session.filesystem().clone();
         host.set_notifier(session.notifier());
+        host.follow();
         pool::start(session, &shared, pool::Crew::new(options.workers))
             .map_err(|error| give_up("no threads can be started", error))?;
         // The protocol was agreed on, and the workers are there: from here on every request is answered. It is not tried out: a

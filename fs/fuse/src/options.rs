@@ -34,7 +34,7 @@ pub const GENERIC_OPTIONS: &[OptionSpec] = &[
     OptionSpec::flag("allow_root", "Let root in besides the user who mounts. The same condition holds."),
     OptionSpec::flag(
         "default_permissions",
-        "Have the kernel check permissions; it does so anyhow, unless the tree decides by itself.",
+        "Have the kernel check permissions as owners and modes say; it does so anyhow, unless the tree decides by itself, and then with this.",
     ),
     OptionSpec::with_value(
         "fsname",
@@ -116,6 +116,7 @@ impl HostOptions {
         mount.nodiratime = last("nodiratime", "diratime");
         mount.sync = last("sync", "async");
         mount.dirsync = options.take_flag("dirsync")?;
+        mount.default_permissions = options.take_flag("default_permissions")?;
         if options.take_flag("allow_root")? {
             mount.allow = Allow::Root;
         }

@@ -160,6 +160,16 @@ pub trait Differences: Send + Sync {
     fn all(&self);
 }
 
+/// Hears what others have changed in the directories that a tree [watches](Filesystem::watch): without locks of the tree, from a thread that serves no
+/// request. What is told need not have changed.
+pub trait Changes: Send + Sync {
+    /// What this name leads to.
+    fn name(&self, dir: Ino, name: &OsStr);
+
+    /// The attributes of this node, and which names a directory has.
+    fn node(&self, ino: Ino);
+}
+
 /// The driver's side of a tree. See the head of this file, and of the crate.
 ///
 /// A node that a call names is one that the tree has told of and that has references. Still, a corrupt
@@ -226,6 +236,27 @@ pub trait Filesystem: Send + Sync {
     /// So whoever only wants to look may do so on the host itself. What others change in that directory is seen in the tree as soon.
     fn shows(&self, differences: Weak<dyn Differences>) -> Option<PathBuf> {
         let _ = differences;
+        None
+    }
+
+    /// From now on, tells of what others change where it [watches](Self::watch). `false`: this tree never does, or tells somebody else already.
+    fn tell(&self, changes: Weak<dyn Changes>) -> bool {
+        let _ = changes;
+        false
+    }
+
+    /// A host begins to list this directory. The tree may watch it from now on, and then says how long may be remembered what is learnt from now on: which
+    /// names it has, its own attributes, what its names lead to, and the attributes of those of them that are no directories and have one name.
+    /// [`Changes`] hears, within a second, what of this is no longer so. A tree that [tells](Self::tell) at all knows the [`parent`](Self::parent) of all nodes.
+    fn watch(&self, dir: Ino) -> Option<Duration> {
+        let _ = dir;
+        None
+    }
+
+    /// As [`watch`](Self::watch), if this directory is watched already. `name`: of what is about to be learnt; the tree need not
+    /// tell of each.
+    fn watched(&self, dir: Ino, name: Option<&OsStr>) -> Option<Duration> {
+        let _ = (dir, name);
         None
     }
 

@@ -56,7 +56,8 @@ pub use attr::{Attr, Device, FileFlags, Ino, Kind, NewNode, Perm, SetAttr, SetTi
 pub use disk::{BlockDevice, Disk, Drive, Geometry, Partition, PartitionTable};
 pub use file::{Allocate, File, FileLock, Ioctl, LockKind, OpenFlags, Ready, Seek};
 pub use filesystem::{
-    Caching, Differences, DirEntry, DirSink, Directory, Entry, Facts, Filesystem, RenameFlags, XattrMode,
+    Caching, Changes, Differences, DirEntry, DirSink, Directory, Entry, Facts, Filesystem, RenameFlags,
+    XattrMode,
 };
 pub use interrupt::{Interrupt, InterruptScope};
 pub use link::Link;

@@ -129,13 +129,20 @@ impl World for ViewWorld<'_> {
         self.host.secret(prompt)
     }
 
-    /// A file as the view has it. A program would be run outside of the view, so none is.
+    /// A file as the view has it, which may be a pipe of the process that mounts. A program would be run outside of the view, so none is, unless
+    /// it was named outside: by who started the view, before there was a process in it.
     fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
-        let SecretSource::File(path) = source else {
-            return Err(MountError::unsupported(
-                "in a view no program is run for a password: without extpass it is asked for on the terminal, and with \
-                 passfile=FILE it is read from a file, such as (umask 077; COMMAND >FILE) makes one",
-            ));
+        let path = match source {
+            SecretSource::File(path) => path,
+            SecretSource::Program(_) if self.call.task.0 == nix::unistd::Pid::this() => {
+                return self.host.secret_from(source);
+            }
+            SecretSource::Program(_) => {
+                return Err(MountError::unsupported(
+                    "a program that a mount in a view names would be run outside of the view, so it is not run: \
+                     bash runs it inside with passfile=<(COMMAND), and without either the password is asked for on the terminal",
+                ));
+            }
         };
         match self.place(path)? {
             Place::Host(path) => self.host.secret_from(SecretSource::File(OsStr::from_bytes(shown(&path)))),

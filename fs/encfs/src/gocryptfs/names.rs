@@ -238,6 +238,16 @@ impl Scheme for Gocryptfs {
         Ok(None)
     }
 
+    /// A long name is in a file of its own, which goes with it.
+    fn is_told(&self, name: &OsStr) -> bool {
+        match self.names.mode {
+            NameMode::Encrypted { long_max: Some(max), .. } => {
+                (name.len() / BLOCK + 1) * BLOCK * 4 / 3 + 4 <= usize::from(max)
+            }
+            NameMode::Encrypted { long_max: None, .. } | NameMode::Plain => true,
+        }
+    }
+
     fn encode_target(&self, target: &OsStr) -> Result<OsString> {
         if self.names.are_plain() {
             return Ok(target.to_owned());

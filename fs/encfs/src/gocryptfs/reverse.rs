@@ -253,7 +253,7 @@ impl Filesystem for Reverse {
             backing: false,
             acl: false,
             dated_listings: true,
-            silent_close: false,
+            silent_close: true,
             ..self.view.inner.fs.facts()
         }
     }

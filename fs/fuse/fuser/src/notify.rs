@@ -6,6 +6,7 @@ use std::io;
 
 use crate::INodeNo;
 use crate::channel::ChannelSender;
+use crate::ll::fuse_abi::FUSE_EXPIRE_ONLY;
 use crate::ll::fuse_abi::fuse_notify_code as notify_code;
 use crate::ll::notify::Notification;
 use crate::ll::reply::Response;
@@ -87,7 +88,19 @@ impl Notifier {
     /// Returns an error if the notification data is too large.
     /// Returns an error if the kernel rejects the notification.
     pub fn inval_entry(&self, parent: INodeNo, name: &OsStr) -> io::Result<()> {
-        let notif = Notification::new_inval_entry(parent, name).map_err(Self::too_big_err)?;
+        let notif = Notification::new_inval_entry(parent, name, 0).map_err(Self::too_big_err)?;
+        self.send_inval(notify_code::FUSE_NOTIFY_INVAL_ENTRY, &notif)
+    }
+
+    /// Have the kernel ask again what a directory entry leads to when it is next used, without
+    /// taking it away from those who use it now. Only where the kernel offers
+    /// `FUSE_HAS_EXPIRE_ONLY`; others drop the entry
+    /// # Errors
+    /// Returns an error if the notification data is too large.
+    /// Returns an error if the kernel rejects the notification.
+    pub fn expire_entry(&self, parent: INodeNo, name: &OsStr) -> io::Result<()> {
+        let notif = Notification::new_inval_entry(parent, name, FUSE_EXPIRE_ONLY)
+            .map_err(Self::too_big_err)?;
         self.send_inval(notify_code::FUSE_NOTIFY_INVAL_ENTRY, &notif)
     }
 

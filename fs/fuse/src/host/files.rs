@@ -174,11 +174,11 @@ impl Host {
         self.writers.lock().closed
     }
 
-    /// How long attributes may be remembered that were looked at after `closings`.
-    pub(super) fn attr_ttl(&self, ino: Ino, closings: u64) -> Duration {
+    /// How long attributes may be remembered that were looked at after `closings`. `watched`: if they are told of.
+    pub(super) fn attr_ttl(&self, ino: Ino, closings: u64, watched: Option<Duration>) -> Duration {
         let writers = self.writers.lock();
         if writers.closed == closings && !writers.by_ino.contains_key(&ino) {
-            self.policy.attr_ttl
+            watched.unwrap_or(self.policy.attr_ttl)
         } else {
             self.policy.written_ttl
         }
@@ -212,16 +212,44 @@ impl Host {
         Ok(listing)
     }
 
+    /// How long may be remembered what a directory, or a name in it, leads to: if others' changes are told.
+    pub(super) fn watched(&self, dir: Ino, name: Option<&OsStr>) -> Option<Duration> {
+        if self.is_told.load(Ordering::Relaxed) { self.fs.watched(dir, name) } else { None }
+    }
+
+    /// The same for a node that is named by itself: what holds if it is a directory, and if it is none.
+    pub(super) fn watched_node(&self, ino: Ino) -> (Option<Duration>, Option<Duration>) {
+        if !self.is_told.load(Ordering::Relaxed) {
+            return (None, None);
+        }
+        let above = self.fs.parent(ino).ok().and_then(|dir| self.fs.watched(dir, None));
+        (self.fs.watched(ino, None), above)
+    }
+
+    /// A file is read, so the time of its last access may change, which only a listing anew brings for all of a directory.
+    pub(super) fn note_read(&self, ino: Ino) {
+        let is_told = self.is_told.load(Ordering::Relaxed);
+        if let Some(dir) = is_told.then(|| self.fs.parent(ino).ok()).flatten() {
+            self.listed.lock().remove(&dir);
+        }
+    }
+
     /// Whether the kernel still holds the names in a directory to be true, so that a listing that it remembers leads to no requests for each
     /// of them.
     pub(super) fn is_listed(&self, dir: Ino) -> bool {
-        self.listed.lock().get(&dir).is_some_and(|at| at.elapsed() < self.policy.entry_ttl)
+        let Some((at, watched)) = self.listed.lock().get(&dir).copied() else { return false };
+        let age = at.elapsed();
+        age < self.policy.entry_ttl
+            || watched.is_some_and(|time| age < time) && self.watched(dir, None).is_some()
     }
 
-    pub(super) fn note_listed(&self, dir: Ino) {
+    /// A directory is about to be listed from its beginning.
+    pub(super) fn note_listed(&self, dir: Ino) -> Option<Duration> {
+        let watched = if self.is_told.load(Ordering::Relaxed) { self.fs.watch(dir) } else { None };
         if self.policy.shared && self.facts.dated_listings {
-            self.listed.lock().insert(dir, Instant::now());
+            self.listed.lock().insert(dir, (Instant::now(), watched));
         }
+        watched
     }
 
     pub(super) fn dot(&self, dir: Ino, name: &str) -> Result<u64> {

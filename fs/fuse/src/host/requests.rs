@@ -18,11 +18,11 @@ use fuser::{
 use nix::libc;
 use parking_lot::Mutex;
 use veduta_api::{
-    Errno, FileLock, Ino, Ioctl, LockKind, Perm, RenameFlags, Seek, SetAttr, SetTime, Timestamp,
+    Attr, Errno, FileLock, Ino, Ioctl, Kind, LockKind, Perm, RenameFlags, Seek, SetAttr, SetTime, Timestamp,
 };
 
 use super::convert::{allocation, fitting, lock_kind, open_flags, ready_from, ready_to, valid};
-use super::{Answer, Host, MAX_BACKGROUND, MAX_DATA};
+use super::{Answer, Host, MAX_BACKGROUND, MAX_DATA, lasting};
 use crate::handles::{DataPath, OpenDir, OpenFile};
 use crate::policy::{Change, dirent_type};
 use crate::server;
@@ -73,6 +73,7 @@ impl fuser::Filesystem for Host {
         let offered = config.capabilities();
         let _ = config.add_capabilities(wanted & offered);
         let skips = |flag| self.policy.immutable && offered.contains(flag);
+        self.expires = AtomicBool::new(offered.contains(InitFlags::FUSE_HAS_EXPIRE_ONLY));
         self.skip_open = AtomicBool::new(skips(InitFlags::FUSE_NO_OPEN_SUPPORT));
         self.skip_opendir = AtomicBool::new(skips(InitFlags::FUSE_NO_OPENDIR_SUPPORT));
         if !offered.contains(InitFlags::FUSE_PASSTHROUGH) {
@@ -90,7 +91,7 @@ impl fuser::Filesystem for Host {
     }
 
     fn lookup(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let closings = self.closings();
+        let (closings, watched) = (self.closings(), self.watched(Ino(parent.0), Some(name)));
         let answer = self.serve(request, "lookup", parent, true, || {
             let entry = self.fs.lookup(Ino(parent.0), self.name(name)?)?;
             valid(entry)
@@ -99,7 +100,7 @@ impl fuser::Filesystem for Host {
             (true, Err(fuser::Errno::ENOENT)) if !self.policy.negative_ttl.is_zero() => {
                 reply.negative(self.policy.negative_ttl);
             }
-            answer => self.reply_entry(answer, closings, reply),
+            answer => self.reply_entry(answer, closings, watched, reply),
         }
     }
 
@@ -122,9 +123,12 @@ impl fuser::Filesystem for Host {
     }
 
     fn getattr(&self, request: &fuser::Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let closings = self.closings();
+        let (closings, watched) = (self.closings(), self.watched_node(Ino(ino.0)));
         let answer = self.serve(request, "getattr", ino, true, || self.fs.getattr(Ino(ino.0)));
-        answer!(answer, reply, attr => reply.attr(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr)));
+        answer!(answer, reply, attr => {
+            let ttl = self.attr_ttl(Ino(ino.0), closings, lasting_node(watched, &attr));
+            reply.attr(&ttl, &self.attr(&attr));
+        });
     }
 
     fn statx(
@@ -135,11 +139,12 @@ impl fuser::Filesystem for Host {
         _mask: u32,
         reply: ReplyStatx,
     ) {
-        let closings = self.closings();
+        let (closings, watched) = (self.closings(), self.watched_node(Ino(ino.0)));
         let answer = self.serve(request, "statx", ino, true, || self.fs.getattr(Ino(ino.0)));
         answer!(answer, reply, attr => {
             let birth = attr.btime.map(|time| fuser::Timestamp { secs: time.seconds, nanos: time.nanos });
-            reply.statx(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr), birth);
+            let ttl = self.attr_ttl(Ino(ino.0), closings, lasting_node(watched, &attr));
+            reply.statx(&ttl, &self.attr(&attr), birth);
         });
     }
 
@@ -176,7 +181,7 @@ impl fuser::Filesystem for Host {
         };
         let closings = self.closings();
         let answer = self.change(request, "setattr", ino, || self.do_setattr(Ino(ino.0), &changes));
-        answer!(answer, reply, attr => reply.attr(&self.attr_ttl(Ino(ino.0), closings), &self.attr(&attr)));
+        answer!(answer, reply, attr => reply.attr(&self.attr_ttl(Ino(ino.0), closings, None), &self.attr(&attr)));
     }
 
     fn readlink(&self, request: &fuser::Request, ino: INodeNo, reply: ReplyData) {
@@ -203,7 +208,7 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), mode, umask, rdev)?;
             valid(self.fs.mknod(Ino(parent.0), name, &new)?)
         });
-        self.reply_entry(answer, self.closings(), reply);
+        self.reply_entry(answer, self.closings(), None, reply);
     }
 
     fn mkdir(
@@ -221,7 +226,7 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), mode, umask, 0)?;
             valid(self.fs.mkdir(Ino(parent.0), name, &new)?)
         });
-        self.reply_entry(answer, self.closings(), reply);
+        self.reply_entry(answer, self.closings(), None, reply);
     }
 
     fn symlink(
@@ -237,7 +242,7 @@ impl fuser::Filesystem for Host {
             let new = self.new_node(request, Ino(parent.0), libc::S_IFLNK | 0o777, 0, 0)?;
             valid(self.fs.symlink(Ino(parent.0), name, target.as_os_str(), &new)?)
         });
-        self.reply_entry(answer, self.closings(), reply);
+        self.reply_entry(answer, self.closings(), None, reply);
     }
 
     fn link(&self, request: &fuser::Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -248,7 +253,7 @@ impl fuser::Filesystem for Host {
             self.guard(Ino(parent.0), Change::Append)?;
             valid(self.fs.link(Ino(ino.0), Ino(parent.0), name)?)
         });
-        self.reply_entry(answer, closings, reply);
+        self.reply_entry(answer, closings, None, reply);
     }
 
     fn unlink(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -321,6 +326,7 @@ impl fuser::Filesystem for Host {
             let path = self.data_path(node, &file, unsized_, privileged);
             if !wanted.write {
                 self.fill_cache(node, &*file, &path);
+                self.note_read(node);
             }
             Ok(Opened::File(self.open_file(node, file, wanted.write, path)))
         });
@@ -551,14 +557,13 @@ impl fuser::Filesystem for Host {
         let room = reply.room();
         let closings = self.closings();
         let (ours, result) = self.serve(request, "readdirplus", ino, true, || {
-            if offset == 0 {
-                self.note_listed(Ino(ino.0));
-            }
+            let dir = Ino(ino.0);
+            let watched = if offset == 0 { self.note_listed(dir) } else { self.watched(dir, None) };
             let listing = self.list(ino, handle, offset, room, true)?;
-            let entries = self.entries(Ino(ino.0), &listing);
-            Ok((listing, entries))
+            let entries = self.entries(dir, &listing);
+            Ok((watched, listing, entries))
         });
-        let (listing, entries) = match result {
+        let (watched, listing, entries) = match result {
             Ok(listed) => listed,
             Err(errno) if ours => return reply.error(errno),
             Err(_) => return reply.abandon(),
@@ -577,7 +582,10 @@ impl fuser::Filesystem for Host {
             };
             let (node, generation) = entry.map_or((0, 0), |entry| (entry.ino.0, entry.generation));
             let (node, generation) = (INodeNo(node), Generation(generation));
-            let (attr_ttl, entry_ttl) = (self.attr_ttl(Ino(node.0), closings), self.policy.entry_ttl);
+            let watched = watched.and_then(|_| self.watched(Ino(ino.0), Some(listed.name)));
+            let lasts = entry.and_then(|entry| lasting(watched, &entry.attr));
+            let attr_ttl = self.attr_ttl(Ino(node.0), closings, lasts);
+            let entry_ttl = watched.unwrap_or(self.policy.entry_ttl);
             let full = reply.add(node, generation, next, listed.name, &attr, attr_ttl, entry_ttl);
             if full {
                 break;
@@ -882,6 +890,11 @@ impl fuser::Filesystem for Host {
         });
         answer!(answer, reply, copied => reply.written(copied));
     }
+}
+
+/// As [`lasting`], for a node that was named by itself.
+fn lasting_node((own, above): (Option<Duration>, Option<Duration>), attr: &Attr) -> Option<Duration> {
+    if attr.kind == Kind::Directory { own } else { lasting(above, attr) }
 }
 
 /// What `open` came to.

@@ -10,17 +10,20 @@
 //! upwards. A node that loses its last name while it is referred to keeps one until it is forgotten.
 //!
 //! Locks, in the order in which they are taken: `names` (shared by whatever uses names, exclusive for what takes names away, and held
-//! over the system calls), then the `table` (held for no system call but `close`).
+//! over the system calls), then the `table` (held for no system call but `close`). That of `watches` comes
+//! between the two.
 //!
 //! # Limits
 //!
 //! The tree needs `/proc`. What the kernel refuses to the user that runs the program is refused. Flags of files are
 //! not passed on (`EOPNOTSUPP`), nor can ctime be set. Files deleted by others are gone, unless they are open. A directory that
-//! others move out of the tree may still be reached for a while.
+//! others move out of the tree may still be reached for a while. Of what is watched (see `watch`), hosts may show for up to half a minute the old size and times of a
+//! closed file that others change through a mapping that they keep, or under a name that they gave it elsewhere.
 
 mod delayed;
 mod file;
 mod table;
+mod watch;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File as StdFile;
@@ -36,15 +39,16 @@ use rustix::fs::{
     StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
 use veduta_api::{
-    Attr, Caching, Device, Differences, DirSink, Directory, Entry, Errno, Facts, File, FileFlags, Filesystem,
-    Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs, Timestamp,
-    XattrMode,
+    Attr, Caching, Changes, Device, Differences, DirSink, Directory, Entry, Errno, Facts, File, FileFlags,
+    Filesystem, Ino, Ioctl, Kind, NewNode, OpenFlags, Perm, RenameFlags, Result, SetAttr, SetTime, StatFs,
+    Timestamp, XattrMode,
 };
 
 use crate::listing::{Listed, Listing};
 use crate::set_id::without_set_id;
 use file::HostFile;
 use table::{Identity, Place, Table};
+use watch::Watches;
 
 /// Descriptors that are kept, at most; a process may have 1024 by default.
 const MAX_KEPT: usize = 256;
@@ -57,7 +61,10 @@ pub struct HostDir {
     /// Whether the time of birth is part of what a file is.
     has_births: bool,
     names: RwLock<()>,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
+    watches: Watches,
+    /// Whether this kernel makes all changes, so that inotify tells of what others do.
+    is_local: bool,
 }
 
 /// A descriptor of a node.
@@ -97,9 +104,17 @@ impl HostDir {
         let root = Arc::new(rustix::fs::open(path, flags, Mode::empty()).map_err(errno)?);
         let stat = stat_fd(&root)?;
         // A file of an overlay is born again when it is first written.
-        let has_births = rustix::fs::fstatfs(&root).is_ok_and(|fs| fs.f_type as u32 != OVERLAYFS_MAGIC);
-        let table = Mutex::new(Table::new(identity(&stat, has_births), Arc::clone(&root), descriptors));
-        Ok(Self { root, has_births, names: RwLock::new(()), table })
+        let magic = rustix::fs::fstatfs(&root).map(|fs| fs.f_type as u32);
+        let has_births = magic.is_ok_and(|magic| magic != OVERLAYFS_MAGIC);
+        let table = Table::new(identity(&stat, has_births), Arc::clone(&root), descriptors);
+        Ok(Self {
+            root,
+            has_births,
+            names: RwLock::new(()),
+            table: Arc::new(Mutex::new(table)),
+            watches: Watches::new(),
+            is_local: magic.is_ok_and(watch::is_local),
+        })
     }
 
     fn identity(&self, stat: &Statx) -> Identity {
@@ -238,6 +253,7 @@ impl HostDir {
         new: &NewNode,
         make: impl FnOnce(&OwnedFd, Mode) -> rustix::io::Result<()>,
     ) -> Result<Entry> {
+        self.watches.disturb([parent]);
         let _names = self.names.read();
         let dir = self.fd(parent)?;
         let mode = initial_mode(&dir, new);
@@ -259,6 +275,7 @@ impl HostDir {
 
     /// Removes a name; a node that loses its last one, and is referred to, keeps a descriptor.
     fn remove(&self, parent: Ino, name: &OsStr, flags: AtFlags) -> Result<()> {
+        self.watches.disturb([parent]);
         let _names = self.names.write();
         let dir = self.fd(parent)?;
         let place = Place { parent, name: name.to_owned() };
@@ -287,6 +304,8 @@ impl Filesystem for HostDir {
             backing: true,
             acl: true,
             dated_listings: true,
+            // Others may hear of errors only when a file is closed.
+            silent_close: self.is_local,
             ..Facts::default()
         }
     }
@@ -328,6 +347,9 @@ impl Filesystem for HostDir {
     }
 
     fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Arc<dyn File>> {
+        if flags.write {
+            self.disturb(ino);
+        }
         let _names = self.names.read();
         let fd = self.reopen(ino, open_flags(flags))?;
         let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
@@ -336,7 +358,7 @@ impl Filesystem for HostDir {
     }
 
     fn parent(&self, dir: Ino) -> Result<Ino> {
-        if dir == Ino::ROOT { Ok(dir) } else { Ok(self.table.lock().place(dir)?.0.parent) }
+        if dir == Ino::ROOT { Ok(dir) } else { self.table.lock().parent(dir) }
     }
 
     fn readlink(&self, ino: Ino) -> Result<OsString> {
@@ -352,6 +374,30 @@ impl Filesystem for HostDir {
     fn ioctl(&self, dir: Ino, ioctl: &mut Ioctl<'_>) -> Result<i32> {
         let _names = self.names.read();
         file::flags(open_dir(&*self.fd(dir)?)?, ioctl)
+    }
+
+    fn tell(&self, changes: Weak<dyn Changes>) -> bool {
+        self.is_local && self.watches.tell(changes)
+    }
+
+    fn watch(&self, dir: Ino) -> Option<Duration> {
+        if self.watches.wants(dir) {
+            let _names = self.names.read();
+            let (identity, root, is_written) = {
+                let table = self.table.lock();
+                (table.identity(dir).ok()?, table.identity(Ino::ROOT).ok()?, table.is_written_in(dir))
+            };
+            // What is mounted below may be of any kind.
+            if identity.device == root.device && !is_written {
+                let fd = self.fd(dir).ok()?;
+                self.watches.add(dir, &fd, &self.table);
+            }
+        }
+        self.watches.remembered(dir)
+    }
+
+    fn watched(&self, dir: Ino, _: Option<&OsStr>) -> Option<Duration> {
+        self.watches.remembered(dir)
     }
 
     fn statfs(&self) -> Result<StatFs> {
@@ -385,6 +431,7 @@ impl Filesystem for HostDir {
         if changes.flags.is_some() {
             return Err(Errno::EOPNOTSUPP);
         }
+        self.disturb(ino);
         let _names = self.names.read();
         if let Some(size) = changes.size {
             self.truncate(ino, size)?;
@@ -408,6 +455,7 @@ impl Filesystem for HostDir {
         new: &NewNode,
         flags: OpenFlags,
     ) -> Result<(Entry, Arc<dyn File>)> {
+        self.watches.disturb([parent]);
         let _names = self.names.read();
         let dir = self.fd(parent)?;
         let how = open_flags(flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -440,6 +488,8 @@ impl Filesystem for HostDir {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Entry> {
+        self.disturb(ino);
+        self.watches.disturb([parent]);
         let _names = self.names.read();
         let (fd, dir) = (self.fd(ino)?, self.fd(parent)?);
         // AT_EMPTY_PATH would need a privilege.
@@ -498,6 +548,7 @@ impl Filesystem for HostDir {
         new_name: &OsStr,
         flags: RenameFlags,
     ) -> Result<()> {
+        self.watches.disturb([parent, new_parent]);
         let _names = self.names.write();
         let (from, to) = (self.fd(parent)?, self.fd(new_parent)?);
         let place = Place { parent: new_parent, name: new_name.to_owned() };
@@ -507,7 +558,11 @@ impl Filesystem for HostDir {
         how.set(HostRename::EXCHANGE, flags.exchange);
         how.set(HostRename::WHITEOUT, flags.whiteout);
         rustix::fs::renameat_with(&from, name, &to, new_name, how).map_err(errno)?;
+        self.watches.moved(parent, new_parent, new_name);
         // Of two names of one file the kernel keeps both. Then the old one is learnt again when it is next looked up.
+        if flags.exchange {
+            self.watches.moved(new_parent, parent, name);
+        }
         let mut table = self.table.lock();
         if flags.exchange {
             table.exchange((parent, name), (new_parent, new_name));
@@ -563,6 +618,7 @@ impl Filesystem for HostDir {
 
     fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         check_xattr_name(name)?;
+        self.disturb(ino);
         let _names = self.names.read();
         let fd = self.any_fd(ino)?;
         let flags = match mode {
@@ -579,6 +635,7 @@ impl Filesystem for HostDir {
 
     fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         check_xattr_name(name)?;
+        self.disturb(ino);
         let _names = self.names.read();
         let removed = match self.any_fd(ino)? {
             NodeFd::Open(file) => rustix::fs::fremovexattr(file, name),
@@ -589,6 +646,15 @@ impl Filesystem for HostDir {
 }
 
 impl HostDir {
+    /// A node is about to be changed through this tree.
+    fn disturb(&self, ino: Ino) {
+        if !self.watches.are_none() {
+            let mut dirs = self.table.lock().parents(ino);
+            dirs.push(ino);
+            self.watches.disturb(dirs);
+        }
+    }
+
     /// A file whose mode forbids its owner to write can be cut through a descriptor that was opened before.
     fn truncate(&self, ino: Ino, size: u64) -> Result<()> {
         match self.reopen(ino, OFlags::WRONLY) {

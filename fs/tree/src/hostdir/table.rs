@@ -3,7 +3,7 @@
 //!
 //! A node stays in the table while a host refers to it, or a node below it does: names of those lead through it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
@@ -337,6 +337,45 @@ impl Table {
     /// A file that somebody has open.
     pub(super) fn open_file(&self, ino: Ino) -> Option<Arc<HostFile>> {
         self.opened.get(&ino)?.iter().find_map(Weak::upgrade)
+    }
+
+    /// What a name leads to, as far as is known.
+    pub(super) fn at(&self, place: &Place) -> Option<Ino> {
+        self.by_place.get(place).copied()
+    }
+
+    /// The directory in which a node was last seen.
+    pub(super) fn parent(&self, ino: Ino) -> Result<Ino> {
+        Ok(self.node(ino)?.places.last().ok_or(Errno::ESTALE)?.parent)
+    }
+
+    /// All directories in which it was seen.
+    pub(super) fn parents(&self, ino: Ino) -> Vec<Ino> {
+        self.nodes
+            .get(&ino)
+            .map_or_else(Vec::new, |node| node.places.iter().map(|place| place.parent).collect())
+    }
+
+    pub(super) fn knows(&self, ino: Ino) -> bool {
+        self.nodes.contains_key(&ino)
+    }
+
+    /// All names that are known in some directories.
+    pub(super) fn below(&self, dirs: &HashSet<Ino>) -> impl Iterator<Item = (&Place, Ino)> {
+        let inside = self.by_place.iter().filter(|(place, _)| dirs.contains(&place.parent));
+        inside.map(|(place, ino)| (&**place, *ino))
+    }
+
+    /// The files that are open and have a name in one of the directories.
+    pub(super) fn open_below(&self, is_one: impl Fn(Ino) -> bool) -> Vec<Ino> {
+        let is_open = |files: &[Weak<HostFile>]| files.iter().any(|file| file.strong_count() > 0);
+        let opened = self.opened.iter().filter(|(_, files)| is_open(files)).map(|(ino, _)| *ino);
+        opened.filter(|ino| self.parents(*ino).into_iter().any(&is_one)).collect()
+    }
+
+    /// Whether a file with a name in this directory is open for writing.
+    pub(super) fn is_written_in(&self, dir: Ino) -> bool {
+        self.open_below(|parent| parent == dir).into_iter().any(|ino| self.writer(ino).is_some())
     }
 
     pub(super) fn listing(&mut self, ino: Ino) -> Result<Arc<Listing>> {
