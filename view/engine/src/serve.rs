@@ -120,6 +120,8 @@ impl Source {
         if let Err(errno) = raw::unshare_fs() {
             tracing::warn!("threads share their umask: {}", errno.desc());
         }
+        // What it does takes microseconds, and whoever it answers is not to push it aside before it waits again.
+        let _ = raw::take_short_turns();
         self.turns.begin();
         let server = Server::start(&self, view);
         let mut pace = Pace::default();

@@ -88,6 +88,34 @@ pub fn unshare_fs() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
 }
 
+/// The calling thread takes short turns on its processor: as little as there is at once, and for that, soon. Threads that it starts do so too.
+/// An error where somebody has given it a policy that does not go with that.
+pub fn take_short_turns() -> Result<()> {
+    /// `struct sched_attr`, as it was first: its size, the policy, flags, nice, the priority, and three times in nanoseconds.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        times: [u64; 3],
+    }
+    let mut attributes = Attributes::default();
+    // SAFETY: the kernel writes no more than it is told that there is room for.
+    let done =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size_of::<Attributes>(), 0) };
+    Errno::result(done)?;
+    if attributes.policy != libc::SCHED_OTHER as u32 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    attributes.times = [100_000, 0, 0];
+    // SAFETY: the structure has the kernel's layout, and lives through the call.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    Errno::result(done).map(drop)
+}
+
 /// Whose rights the calling thread uses on files; the other threads keep theirs. Only root can change them.
 pub fn set_fs_identity(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     // SAFETY: the list lives through the call. The raw call, other than the library's, is about this thread alone.
