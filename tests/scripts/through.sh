@@ -64,6 +64,15 @@ for plane in "" emulated; do
         "$(cd files && VEDUTA_PLANE=$plane view --cow "$TMP/up13$plane" -- python3 "$TESTS/files.py" 2>&1 | grep -v "$but")"
     rm -r files native-files
 done
+mkdir -p rights
+same "sockets and fifos are for whom their modes say" "$(id -u | sed 's/^0$/None None/; t; s/.*/EACCES EACCES/')" "$(
+    view --cow "$TMP/up15" --over "$TMP/rights" -- python3 -c '
+import errno, os, socket
+os.chdir("rights"); s = socket.socket(socket.AF_UNIX); s.bind("s"); os.chmod("s", 0o500); s.listen(); os.mkfifo("f", 0o400); r = os.open("f", os.O_RDONLY | os.O_NONBLOCK)
+def said(work):
+    try: work()
+    except OSError as error: return errno.errorcode[error.errno]
+print(said(lambda: socket.socket(socket.AF_UNIX).connect("s")), said(lambda: os.open("f", os.O_WRONLY | os.O_NONBLOCK)))' 2>&1)"
 mkdir -p locked/below
 same "a directory that its owner may not read is still his" "0 0 700 0 gone full" "$(
     view --cow "$TMP/up14" --over "$TMP/locked" -- bash -c 'cd locked; mkdir d e; for n in d below; do chmod 0 $n; stat -c %a $n; done; chmod 700 d; stat -c %a d

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use veduta_api::{Attr, Result};
+use veduta_api::{Attr, Kind, Result};
 use veduta_trace::Task;
 use veduta_trace::raw::{self, Argument};
 
 use crate::calls::Level;
 use crate::identity::Caller;
 use crate::mounts::Table;
+use crate::node::Node;
 use crate::standin::{OnItsWay, StandIn};
 use crate::states::State;
 use crate::view::View;
@@ -128,7 +129,7 @@ impl<'a> Call<'a> {
     }
 
     /// The node that a descriptor itself stands for, or the working directory.
-    fn itself(&self, dirfd: u64) -> Result<Option<Arc<crate::node::Node>>> {
+    fn itself(&self, dirfd: u64) -> Result<Option<Arc<Node>>> {
         if walk::is_cwd(dirfd) {
             return match self.start(dirfd)? {
                 Start::Tree(node) => Ok(Some(node)),
@@ -303,14 +304,19 @@ impl<'a> Call<'a> {
 
     /// Whether the permission bits allow something.
     pub(crate) fn may(&self, place: &Place, wanted: u32) -> Result<()> {
+        // What is behind these is the engine's, so the tree is not asked.
+        let is_ours = |node: &Node, attr: &Attr| {
+            let is_behind = matches!(attr.kind, Kind::Socket | Kind::Fifo | Kind::CharDevice);
+            is_behind && !node.mount.is_owned && !node.mount.of_host
+        };
         match place {
-            Place::Tree(node, attr) if node.mount.checks_permissions() => {
+            Place::Tree(node, attr) if node.mount.checks_permissions() || is_ours(node, attr) => {
                 self.caller.on(&node.mount).may_node(node, attr, wanted)
             }
             // The tree decides, but a file that is open already is not opened again, and access(2) has nobody else to ask: what an owner
             // may not, nobody lets him.
             Place::Tree(node, attr)
-                if attr.kind == veduta_api::Kind::File
+                if attr.kind == Kind::File
                     && self.caller.on(&node.mount).uid() == attr.uid
                     && !self.caller.on(&node.mount).is_root()
                     && (attr.perm.bits() >> 6) & wanted != wanted =>
@@ -320,7 +326,7 @@ impl<'a> Call<'a> {
             // As for root: what nobody may run is no program.
             Place::Tree(_, attr)
                 if wanted & crate::identity::EXECUTE != 0
-                    && attr.kind == veduta_api::Kind::File
+                    && attr.kind == Kind::File
                     && attr.perm.bits() & 0o111 == 0 =>
             {
                 Err(Errno::EACCES)
