@@ -80,9 +80,9 @@ same "a directory that its owner may not read is still his" "0 0 700 0 gone full
 mkdir -p anew/dir; echo first >anew/dir/f
 same "a directory that others have made anew is the new one" "first second new" "$(
     view --cow "$TMP/up12" --over "$TMP/anew" -- bash -c '
-        cd anew/dir && test -w . && cat f && cd / && touch "$TMP/ready"; for n in {1..100}; do [ ! -e "$TMP/done" ] || break; sleep 0.1; done
+        cd anew/dir && test -w . && cat f && cd / && touch "$TMP/ready"; for n in {1..100}; do [ ! -e "$TMP/over" ] || break; sleep 0.1; done
         cd "$TMP/anew/dir" && test -w . && cat f && echo new >g && cat g' >said &
-    until_true 10 test -e ready; rm -r anew/dir; mkdir anew/dir; echo second >anew/dir/f; touch done; wait; paste -sd" " said)"
+    until_true 10 test -e ready; rm -r anew/dir; mkdir anew/dir; echo second >anew/dir/f; touch over; wait; paste -sd" " said)"
 same "a fifo below is another than the host's" "said" "$(
     mkfifo where/fifo
     view --cow "$TMP/up5" --over "$TMP/where" -- bash -c 'cd where; (echo said >fifo) & timeout 10 cat fifo; wait')"
