@@ -353,7 +353,8 @@ if setfacl -m u:1234:rw b/acl/f 2>/dev/null && setfacl -d -m u:1234:rwx b/acl; t
         "$(getfacl -c a/acl/new a/acl/d 2>/dev/null | xargs)"
     same "noacl: a copy keeps its own" "user:1234:rw-" "$(getfacl -c a/acl/f 2>/dev/null | grep -o '^user:1234:rw-')"
 else
-    skip "noacl: no ACLs here ($HOW)"
+    # A user namespace does not know the users of the list.
+    skip "noacl: no ACLs here ($HOW)" "$([ "$HOW" != userns ] || echo fine)"
 fi
 rm -rf b/acl
 

@@ -177,6 +177,8 @@ fn attach_all(known: &mut HashSet<Pid>) -> Vec<Attached> {
                 match Attached::one_of_all(tid) {
                     Ok(task) => attached.push(task),
                     Err(Errno::ESRCH) => {}
+                    // It has ended, and only has not been waited for.
+                    Err(Errno::EPERM) if has_ended(tid) => {}
                     Err(errno) => tracing::warn!("process {tid} cannot be stopped: {}", errno.desc()),
                 }
             }
@@ -185,6 +187,10 @@ fn attach_all(known: &mut HashSet<Pid>) -> Vec<Attached> {
             return attached;
         }
     }
+}
+
+fn has_ended(tid: Pid) -> bool {
+    Task(tid).state().is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
 /// The processes of the view: our descendants, but not what a driver started (`ssh`).
