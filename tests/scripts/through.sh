@@ -64,6 +64,9 @@ for plane in "" emulated; do
         "$(cd files && VEDUTA_PLANE=$plane view --cow "$TMP/up13$plane" -- python3 "$TESTS/files.py" 2>&1 | grep -v "$but")"
     rm -r files native-files
 done
+mkdir -p low upper there; echo below >low/f
+same "descriptors have the path by which they were opened" "low/f there/f there/new there/new" "$(
+    view --mount "viewfs:none:$TMP/there:lowerdir=$TMP/low,upperdir=$TMP/upper" -- bash -c 'exec 3<low/f 4<there/f 5>there/new 6<there/new; for n in 3 4 5 6; do readlink /proc/self/fd/$n; done' | sed "s|^$TMP/||" | xargs)"
 mkdir -p rights
 same "sockets and fifos are for whom their modes say" "$(id -u | sed 's/^0$/None None/; t; s/.*/EACCES EACCES/')" "$(
     view --cow "$TMP/up15" --over "$TMP/rights" -- python3 -c '

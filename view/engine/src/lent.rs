@@ -143,6 +143,12 @@ impl Lent {
         self.loans.lock().by_key.get(&key)?.last().map(|loan| loan.mount)
     }
 
+    /// Whether an inode was handed out for a mount. `lent` says whether one that is lent counts.
+    pub(crate) fn is_of(&self, key: Key, mount: u32, lent: bool) -> bool {
+        let is_it = |loan: &Loan| loan.mount == mount && (lent || loan.node.is_none());
+        self.loans.lock().by_key.get(&key).is_some_and(|known| known.iter().any(is_it))
+    }
+
     /// The inodes that were handed out for a mount.
     pub(crate) fn of_mount(&self, mount: u32) -> Vec<Key> {
         let loans = self.loans.lock();

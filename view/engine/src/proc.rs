@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -50,17 +51,22 @@ pub(crate) fn link_text(call: &Call<'_>, link: &[u8]) -> Option<Vec<u8>> {
         }
         let text = std::fs::read_link(OsStr::from_bytes(link)).ok()?;
         let key = crate::fuseplane::key_of(Path::new(OsStr::from_bytes(link))).ok()?;
-        layer_text(call, text.as_os_str().as_bytes(), key)
+        // One without the mark was opened by its path on the host.
+        let lent = crate::lent::behind_link(link).is_none_or(|fd| crate::lent::is_marked(&fd));
+        layer_text(call, text.as_os_str().as_bytes(), key, lent)
     })
 }
 
 /// The path in the view of what the kernel says is at this path of the host: a file of a layer, of which a process has the host's own descriptor.
-pub(crate) fn layer_text(call: &Call<'_>, text: &[u8], key: Key) -> Option<Vec<u8>> {
+/// `lent`: it may be one of a layer that is only read.
+fn layer_text(call: &Call<'_>, text: &[u8], key: Key, lent: bool) -> Option<Vec<u8>> {
     const GONE: &[u8] = b" (deleted)";
     let gone = text.strip_suffix(GONE);
     let real = Path::new(OsStr::from_bytes(gone.unwrap_or(text)));
     let walker = call.walker(Limits::default());
-    call.table.mounts().iter().filter(|mount| crate::lent::has_layers(mount)).find_map(|mount| {
+    let is_its =
+        |mount: &&Arc<Mount>| crate::lent::has_layers(mount) && call.view.lent.is_of(key, mount.id, lent);
+    call.table.mounts().iter().filter(is_its).find_map(|mount| {
         let place = guarded(|| Ok(mount.tree.place_of(real))).ok()??;
         let path = [&mount.target, b"/".as_slice(), place.as_os_str().as_bytes()].concat();
         let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
@@ -230,7 +236,7 @@ fn renamed(call: &Call<'_>, line: &[u8]) -> Option<Vec<u8>> {
     let program =
         call.view.programs.lock().iter().find(|(known, _)| *known == key).map(|(_, path)| path.clone());
     program.or_else(|| {
-        layer_text(call, line[line.iter().position(|byte| *byte == b'/')?..].trim_ascii_end(), key)
+        layer_text(call, line[line.iter().position(|byte| *byte == b'/')?..].trim_ascii_end(), key, true)
     })
 }
 

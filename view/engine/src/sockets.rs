@@ -37,6 +37,10 @@ const MOST_DATA: usize = 8 << 20;
 const MOST_CONTROL: usize = 64 << 10;
 /// Which word of a line of `/proc/net/unix` says the type, in hexadecimal.
 const TYPE_COLUMN: usize = 4;
+/// With fewer fifos nobody looks which are still in use.
+const MANY: usize = 64;
+/// The last ones that were made may not have arrived at their processes yet.
+const YOUNG: u64 = 16;
 /// Bytes of `struct cmsghdr`.
 const CONTROL_HEAD: usize = 16;
 
@@ -431,11 +435,6 @@ impl Fifos {
         unused.into_values().collect()
     }
 }
-
-/// With fewer fifos nobody looks which are still in use.
-const MANY: usize = 64;
-/// The last ones that were made may not have arrived at their processes yet.
-const YOUNG: u64 = 16;
 
 /// Opens a fifo: waits for the other end, unless told not to.
 pub(crate) fn open_fifo(call: &Call<'_>, node: &Arc<Node>, flags: OFlag) -> Outcome {

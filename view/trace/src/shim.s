@@ -94,6 +94,35 @@
     jne .Ltrap
     .endm
 
+    /* Device and inode of the struct stat at an address, to r8 and r9, and their hash, to rax. */
+    .macro hashed stat
+    mov (\stat), %r8
+    mov 8(\stat), %r9
+    mov %r8, %rax
+    xor %r9, %rax
+    imul $SPREAD, %rax, %rax
+    shr $16, %rax
+    .endm
+
+    /* Goes elsewhere unless the struct stat in the frame is of the file whose device, inode, time of change and size are at an address. */
+    .macro is_file record, at, otherwise
+    mov 0(%rsp), %r10
+    cmp %r10, \at+0(\record)
+    jne \otherwise
+    mov 8(%rsp), %r10
+    cmp %r10, \at+8(\record)
+    jne \otherwise
+    mov 88(%rsp), %r10
+    cmp %r10, \at+16(\record)
+    jne \otherwise
+    mov 96(%rsp), %r10
+    cmp %r10, \at+24(\record)
+    jne \otherwise
+    mov 48(%rsp), %r10
+    cmp %r10, \at+32(\record)
+    jne \otherwise
+    .endm
+
     .macro restore
     mov RDI(%rsp), %rdi
     mov RSI(%rsp), %rsi
@@ -550,12 +579,7 @@ veduta_shim_start:
     jnz .Ltrap
     test $2, %bl
     jnz .Ltrap
-    mov (%rsp), %r8
-    mov 8(%rsp), %r9
-    mov %r8, %rax
-    xor %r9, %rax
-    imul $SPREAD, %rax, %rax
-    shr $16, %rax
+    hashed %rsp
     mov $8, %edx
 1:  movzbl %al, %ecx
     shl $6, %ecx
@@ -563,19 +587,8 @@ veduta_shim_start:
     mov (%rcx), %rdi                 /* its loader, from 1 on; written last */
     test %rdi, %rdi
     jz .Ltrap
-    cmp 8(%rcx), %r8
-    jne 2f
-    cmp 16(%rcx), %r9
-    jne 2f
-    mov 88(%rsp), %r10
-    cmp 24(%rcx), %r10
-    jne 2f
-    mov 96(%rsp), %r10
-    cmp 32(%rcx), %r10
-    jne 2f
-    mov 48(%rsp), %r10
-    cmp 40(%rcx), %r10
-    je 3f
+    is_file %rcx, 8, 2f
+    jmp 3f
 2:  inc %eax
     dec %edx
     jnz 1b
@@ -591,21 +604,7 @@ veduta_shim_start:
     syscall
     test %eax, %eax
     jnz .Ltrap
-    mov (%rsp), %rax
-    cmp %rax, (%r14)
-    jne .Ltrap
-    mov 8(%rsp), %rax
-    cmp %rax, 8(%r14)
-    jne .Ltrap
-    mov 88(%rsp), %rax
-    cmp %rax, 16(%r14)
-    jne .Ltrap
-    mov 96(%rsp), %rax
-    cmp %rax, 24(%r14)
-    jne .Ltrap
-    mov 48(%rsp), %rax
-    cmp %rax, 32(%r14)
-    jne .Ltrap
+    is_file %r14, 0, .Ltrap
     cmpl $0, THROUGH(%r12)
     je 4f
     mov %rsp, %rsi                   /* it might have come to differ */
@@ -1177,12 +1176,7 @@ veduta_shim_start:
 
     /* Zero flag, and rdi: what the struct stat at rsi stands for, in a tree that may be spoken of. */
 .Lstart_of:
-    mov (%rsi), %r8
-    mov 8(%rsi), %r9
-    mov %r8, %rax
-    xor %r9, %rax
-    imul $SPREAD, %rax, %rax
-    shr $16, %rax
+    hashed %rsi
     mov $4, %edx
 1:  mov %eax, %ecx
     and $8191, %ecx
