@@ -51,7 +51,7 @@ r, p = os.pipe(); said('spliced', lambda: (os.splice(x, p, 10, 0), os.read(r, 20
 os.posix_fallocate(y, 0, 9000); said('allocated', lambda: both('copy', y)); os.fsync(y); os.fsync(d)
 open('s', 'w').write('#!/bin/sh\necho "$0 $1"\n'); os.chmod('s', 0o755); said('script', lambda: subprocess.run(['./s', 'one'], capture_output=True).stdout)
 subprocess.run(['cp', '/bin/cat', 'cat']); said('program', lambda: subprocess.run(['./cat', 'named'], capture_output=True).stdout)
-q = os.open('cat', os.O_RDWR); said('busy', lambda: subprocess.run(['./cat', 'named'])); os.close(q); os.chmod('cat', 0o644); said('not to be run', lambda: subprocess.run(['./cat', 'named']))
+q = os.open('cat', os.O_RDWR); said('busy', lambda: subprocess.run(['./cat', 'named'], capture_output=True).stdout); os.close(q); os.chmod('cat', 0o644); said('not to be run', lambda: subprocess.run(['./cat', 'named'], capture_output=True).stdout)
 os.chmod('cat', 0o755); f = os.open('cat', os.O_RDONLY); said('by descriptor', lambda: subprocess.run([f'/proc/self/fd/{f}', 'named'], pass_fds=[f], capture_output=True).stdout)
 subprocess.run(['./cat', '/proc/self/maps'], capture_output=True); said('maps', lambda: [os.path.relpath(line.split()[-1], here) for line in subprocess.run(['./cat', '/proc/self/maps'], capture_output=True, text=True).stdout.splitlines() if line.endswith('/cat')][:1])
 if os.getuid(): os.chmod('cat', 0o4755); u = os.open('cat', os.O_WRONLY); os.write(u, b'\x7f'); said('set-id', lambda: oct(os.stat('cat').st_mode)); os.close(u)
