@@ -175,3 +175,22 @@ for round in $(seq 1 "${KILLS:-4}"); do
     settled
     check "killed $round: e2fsck finds nothing" e2fsck -fn v.img
 done
+
+# A plain umount(8) does not wait for a server that still writes to the disk; who comes next does.
+if [ "$HOW" = user ]; then
+    skip "an image is waited for while its mount still writes: a traced program cannot use fusermount3" fine
+elif ! command -v strace >/dev/null; then
+    skip "strace is missing"
+else
+    strace -f -o "$TMP/trace" -e trace=fdatasync -e inject=fdatasync:delay_enter=600000 "$BIN/umfuseext2" v.img "$m" -o rw -f &
+    tracer=$!
+    until_true 20 mounted "$m"; echo slow >"$m/slow"; umount "$m"
+    refuse 32 'still writes, was ended: Interrupted' "a wait for an image can be interrupted" timeout --preserve-status -s INT 2 "$BIN/umfuseext2" v.img "$m" -f
+    check "an image is waited for while its mount still writes to the disk" "$BIN/umfuseext2" v.img "$m" -o rw
+    same "and has what that wrote" slow "$(cat "$m/slow")"
+    wait $tracer
+    unmount
+    settled
+    check "and e2fsck finds nothing" e2fsck -fn v.img
+    rm -f "$TMP/trace"
+fi

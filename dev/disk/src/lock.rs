@@ -18,30 +18,45 @@ use std::time::Duration;
 use nix::fcntl::FlockArg;
 use nix::sys::stat::{major, minor};
 use veduta_api::{Errno, MountError, MountErrorKind};
+use veduta_tree::lock::{self, Taken};
 
-/// How often, and how far apart, a lock is tried: who was just unmounted by umount(8), which does not wait, still writes, and udev holds a
-/// device for a moment after somebody closed it.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(10);
+/// How long a server may take to notice that it was unmounted by umount(8), which does not wait for it. From then on its lock says so
+/// ([`HostWorld::leave`](crate::HostWorld)), and is waited for without a limit. udev, too, holds a device for a moment after somebody closed it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Locks an open image, for writing or for reading, until its file is closed everywhere. Waits a second at most. The error names
-/// the holder. Where the filesystem has no locks, that is logged, and the image is used without.
+/// Locks an open image, for writing or for reading, until its file is closed everywhere. Waits a second at most, but to its end for a mount that
+/// is over, and only writes. The error names the holder. Where the filesystem has no locks, that is logged, and the image is used without.
 pub fn lock_image(image: &File, writable: bool) -> Result<(), MountError> {
-    let mut tries = TRIES;
-    loop {
-        tries -= 1;
-        match flock(image, writable) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EINTR) => tries += 1,
-            Err(Errno::EWOULDBLOCK) if tries > 0 => std::thread::sleep(PAUSE),
-            Err(Errno::EWOULDBLOCK) => return Err(in_use(image, writable)),
-            Err(error) => {
-                tracing::warn!(
-                    "the image cannot be locked ({}), so nothing keeps others from writing it",
-                    error.desc()
-                );
-                return Ok(());
-            }
+    match lock::take(PATIENCE, "the image", || take(image, writable)) {
+        Ok(Some(())) => Ok(()),
+        Ok(None) => Err(in_use(image, writable)),
+        Err(errno) => {
+            let message =
+                format!("the wait for its last mount, which still writes, was ended: {}", errno.desc());
+            Err(MountError { kind: MountErrorKind::System, errno, message })
+        }
+    }
+}
+
+/// Fails as [`lock_image`] does, and at once, if an image is being written, also by a mount that is over.
+pub(crate) fn check_unlocked(image: &File) -> Result<(), MountError> {
+    match take(image, false) {
+        Ok(Taken::Left | Taken::Others) => Err(in_use(image, false)),
+        _ => Ok(()),
+    }
+}
+
+fn take(image: &File, writable: bool) -> veduta_api::Result<Taken<()>> {
+    match flock(image, writable) {
+        Ok(()) => Ok(Taken::Ours(())),
+        Err(Errno::EWOULDBLOCK) if lock::is_left(image) => Ok(Taken::Left),
+        Err(Errno::EWOULDBLOCK | Errno::EINTR) => Ok(Taken::Others),
+        Err(error) => {
+            tracing::warn!(
+                "the image cannot be locked ({}), so nothing keeps others from writing it",
+                error.desc()
+            );
+            Ok(Taken::Ours(()))
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::{Uid, User, geteuid};
+use parking_lot::Mutex;
 use veduta_api::{
     Disk, Errno, Filesystem, Ino, Link, MountError, OptionSpec, Options, OptionsError, PartitionTable,
     Report, SecretSource, World,
@@ -16,6 +18,7 @@ use veduta_formats::{FileStore, Files, Format, How, Named, Store, snapshot};
 use veduta_mbr::{read_hybrid_table, read_table, slice, take_sector};
 use veduta_tree::hostdir::HostDir;
 
+use crate::lock::check_unlocked;
 use crate::{RawDisk, errno, foreign_format, lock_image};
 
 /// Sources as the host system has them, with the options that choose a part of a disk.
@@ -31,11 +34,36 @@ pub struct HostWorld {
     format: Option<Format>,
     /// Whether what is written is thrown away.
     snapshot: bool,
+    locks: Locks,
+}
+
+/// The locks of the images that were opened to be written.
+#[derive(Clone, Debug, Default)]
+struct Locks(Arc<Mutex<Vec<OwnedFd>>>);
+
+impl Locks {
+    fn take(&self, image: &File, writable: bool) -> Result<(), MountError> {
+        lock_image(image, writable)?;
+        // A copy of the descriptor has the same lock.
+        if let Some(copy) = image.try_clone().ok().filter(|_| writable) {
+            self.0.lock().push(copy.into());
+        }
+        Ok(())
+    }
+
+    fn leave(&self) {
+        for lock in self.0.lock().drain(..) {
+            if let Err(error) = veduta_tree::lock::leave(&lock) {
+                tracing::debug!("nobody is told that the image will be free: {}", error.desc());
+            }
+        }
+    }
 }
 
 /// What an image names is found in its own directory.
 struct Beside {
     dir: PathBuf,
+    locks: Locks,
 }
 
 impl Files for Beside {
@@ -46,9 +74,9 @@ impl Files for Beside {
         }
         let path = self.dir.join(file_name);
         let (file, may_write) = open(&path, writable)?;
-        lock_image(&file, may_write)?;
+        self.locks.take(&file, may_write)?;
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
-        Ok((Arc::new(FileStore(file)), Arc::new(Beside { dir })))
+        Ok((Arc::new(FileStore(file)), Arc::new(Beside { dir, locks: self.locks.clone() })))
     }
 
     fn scratch(&self) -> Result<Arc<dyn Store>, MountError> {
@@ -97,6 +125,7 @@ impl HostWorld {
             partition: take_partition(options)?,
             format: take_format(options)?,
             snapshot: options.take_flag("snapshot")?,
+            locks: Locks::default(),
         })
     }
 
@@ -114,7 +143,7 @@ impl HostWorld {
     pub fn check_unused(&self, source: &OsStr) -> Result<(), MountError> {
         let (path, _) = self.split(source)?;
         let (file, _) = open(Path::new(path), false)?;
-        lock_image(&file, false)
+        check_unlocked(&file)
     }
 
     /// `PATH`, or `PATH#N` for partition N; a file that is called so has precedence.
@@ -133,7 +162,7 @@ impl HostWorld {
     fn whole(&self, path: &Path, name: &str, writable: bool) -> Result<(Disk, Vec<Report>), MountError> {
         // What is to be thrown away is not written to the image.
         let (file, may_write) = open(path, writable && !self.snapshot)?;
-        lock_image(&file, may_write)?;
+        self.locks.take(&file, may_write)?;
         let (mut disk, layers) = self.image(file, path, name, may_write)?;
         if disk.size() == 0 {
             return Err(wrong(Errno::EINVAL, "it is empty"));
@@ -158,7 +187,8 @@ impl HostWorld {
         if self.format != Some(Format::Raw) {
             let store: Arc<dyn Store> =
                 Arc::new(FileStore(file.try_clone().map_err(|error| cannot("opened", errno(&error)))?));
-            let files = Beside { dir: path.parent().unwrap_or(Path::new("")).to_owned() };
+            let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+            let files = Beside { dir, locks: self.locks.clone() };
             let how = How { writable, format: self.format, sector: self.sector, name };
             if let Some(image) = veduta_formats::open(&store, &files, how)? {
                 return Ok((image.disk, image.layers));
@@ -225,6 +255,11 @@ impl World for HostWorld {
 
     fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
         crate::secret::fetch(source)
+    }
+
+    /// Marks the locks of the images that are written as left: who wants one waits for it.
+    fn leave(&self) {
+        self.locks.leave();
     }
 }
 

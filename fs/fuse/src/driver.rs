@@ -238,7 +238,7 @@ impl Driver<'_> {
             Err(error) => return self.fail("the server cannot be started", &error),
         };
         match self.start(host, &*world) {
-            Ok((mounted, guardian)) => self.serve(mounted, guardian, front, foreground),
+            Ok((mounted, guardian)) => self.serve(mounted, guardian, front, foreground, &*world),
             Err(status) => {
                 front.fail(status);
                 status
@@ -329,7 +329,14 @@ impl Driver<'_> {
     }
 
     /// Serves until the mount ends.
-    fn serve(&self, mounted: Mounted, guardian: Guardian, front: Front, foreground: bool) -> u8 {
+    fn serve(
+        &self,
+        mounted: Mounted,
+        guardian: Guardian,
+        front: Front,
+        foreground: bool,
+        world: &dyn World,
+    ) -> u8 {
         let ender = mounted.ender();
         let watcher = thread::Builder::new().name("signals".into()).spawn(move || end_on_signals(&ender));
         if let Err(error) = watcher {
@@ -341,6 +348,8 @@ impl Driver<'_> {
         if let Err(error) = front.release() {
             tracing::warn!("the background cannot be entered: {error}");
         }
+        mounted.wait_over();
+        world.leave();
         let ended = mounted.wait();
         guardian.dismiss();
         match ended {
@@ -387,6 +396,9 @@ impl World for AtPoint<'_> {
     }
     fn secret_from(&self, source: SecretSource<'_>) -> Result<Vec<u8>, MountError> {
         self.world.secret_from(source)
+    }
+    fn leave(&self) {
+        self.world.leave();
     }
     fn shows_real_numbers(&self) -> bool {
         self.world.shows_real_numbers()

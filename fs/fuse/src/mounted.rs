@@ -102,6 +102,11 @@ impl Mounted {
         self.finish()
     }
 
+    /// Returns when somebody has unmounted it; then [`wait`](Self::wait) has it written out.
+    pub(crate) fn wait_over(&self) {
+        self.shared.wait_ended(None);
+    }
+
     /// Something that ends the mount from another thread.
     pub(crate) fn ender(&self) -> Ender {
         Ender { point: self.point.clone(), shared: self.shared.clone() }

@@ -877,3 +877,25 @@ fn no_descriptor_is_left() {
 
 /// Set: this process runs one test only.
 const ALONE: &str = "VEDUTA_TEST_ALONE";
+
+#[test]
+fn what_a_close_below_a_host_directory_tells_is_told_above() {
+    let Some(below) = Fixture::new(Facts::default(), |memory| {
+        memory.add("full", b"");
+        memory.add("roomy", b"");
+    }) else {
+        return;
+    };
+    let tree = Arc::new(veduta_tree::hostdir::HostDir::open(below.dir.path()).unwrap());
+    let above = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(tree, above.path(), &ServeOptions::new("above", "umfusetest")).unwrap();
+    for (name, expected) in [("full", Err(Errno::ENOSPC)), ("roomy", Ok(()))] {
+        let mut file = File::options().write(true).open(above.path().join(name)).unwrap();
+        file.write_all(b"content").unwrap();
+        assert_eq!(nix::unistd::close(file), expected, "{name}");
+        // Who only reads is told nothing.
+        assert_eq!(nix::unistd::close(File::open(above.path().join(name)).unwrap()), Ok(()), "{name}");
+    }
+    mounted.unmount().unwrap();
+    below.unmount();
+}

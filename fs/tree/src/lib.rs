@@ -3,6 +3,7 @@
 //! * [`memory`]: a tree in memory; what an archive is filled into.
 //! * [`hostdir`]: a directory of the host system.
 //! * [`listing`]: positions in a directory that others change.
+//! * [`lock`]: locks that are waited for while their holder still writes.
 //! * [`path`]: a tree from a driver that thinks in paths.
 //! * [`walk`]: paths resolved, directories listed, files read.
 
@@ -12,6 +13,7 @@ mod set_id;
 
 pub mod hostdir;
 pub mod listing;
+pub mod lock;
 pub mod memory;
 pub mod path;
 pub mod walk;

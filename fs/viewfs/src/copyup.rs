@@ -411,7 +411,8 @@ impl Tree {
         let virtual_ = self.rules.vstat.then(|| Override::of(attr));
         self.copy_attributes(parts, attr, virtual_, to, ino, node.st_ino, is_plain)?;
         match (self.rules.durability, file) {
-            (Durability::Volatile, _) | (Durability::Ordered, None) => Ok(()),
+            (Durability::Volatile | Durability::Ordered, None) => Ok(()),
+            (Durability::Volatile, Some(file)) => file.flush(),
             (Durability::Ordered, Some(file)) => copied.write_before_name(&**file),
             (Durability::Strict, Some(file)) => file.sync(false),
             (Durability::Strict, None) => fs.sync(),
@@ -512,7 +513,7 @@ impl Tree {
         let file = fs.open(part.ino, OpenFlags::READ_WRITE)?;
         let (copied, _) = self.copy_content(parts, None, fs, part.ino, &*file, content)?;
         match self.rules.durability {
-            Durability::Volatile => {}
+            Durability::Volatile => file.flush()?,
             Durability::Ordered => copied.write_before_name(&*file)?,
             Durability::Strict => file.sync(true)?,
         }

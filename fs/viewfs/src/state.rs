@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
@@ -20,6 +20,8 @@ use veduta_api::{
     Attr, Device, Errno, File, Filesystem, Ino, Kind, MountError, NewNode, OpenFlags, Perm, RenameFlags,
     Result, XattrMode,
 };
+
+use veduta_tree::lock::{self, Taken};
 
 use crate::layer::Prefix;
 
@@ -32,10 +34,6 @@ const LOCK: &str = "lock";
 
 /// How long a mount that was just ended may take to notice it. From then on its lock says so ([`State::leave`]), and is waited for without a limit.
 const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// The content of the lock of a mount that has ended, and only writes what it has.
-const LEAVING: &[u8] = b"leaving\n";
 
 pub(crate) const TOUCHED: &str = "touched";
 
@@ -80,27 +78,15 @@ impl State {
             }
         };
         let directory = |dir, name| make_directory(&*fs, dir, OsStr::new(name));
-        let deadline = Instant::now() + PATIENCE;
-        let mut is_told = false;
-        let (home, lock) = loop {
-            match take(&*fs, root) {
-                Ok(Taken::Ours(home, lock)) => break (home, lock),
-                Ok(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Ok(Taken::Left) => {
-                    if !is_told {
-                        tracing::warn!(
-                            "waiting for the mount that had the upper layer, which is still writing to the disk"
-                        );
-                        is_told = true;
-                    }
-                    std::thread::sleep(PAUSE);
-                }
-                Ok(Taken::Others) => {
-                    let message = "the upper layer is in use by another mount, or by a commit";
-                    return Err(MountError::system(Errno::EBUSY, message));
-                }
-                Err(errno) => return Err(cannot("its work directory cannot be made")(errno)),
+        let taken = lock::take(PATIENCE, "the upper layer", || take(&*fs, root));
+        let (home, lock) = match taken {
+            Ok(Some(taken)) => taken,
+            Ok(None) => {
+                let message = "the upper layer is in use by another mount, or by a commit";
+                return Err(MountError::system(Errno::EBUSY, message));
             }
+            Err(Errno::EINTR) => return Err(cannot("the wait for its last mount was ended")(Errno::EINTR)),
+            Err(errno) => return Err(cannot("its work directory cannot be made")(errno)),
         };
         let work = directory(home, WORK).map_err(cannot("its work directory cannot be made"))?;
         empty(&*fs, work).map_err(cannot("its work directory cannot be emptied"))?;
@@ -165,7 +151,7 @@ impl State {
 
     /// Tells who waits for the layer that the mount is over, and what is left to do only takes time.
     pub(crate) fn leave(&self) {
-        if let Some(Err(error)) = self.lock.lock().as_ref().map(|lock| lock.write_at(LEAVING, 0)) {
+        if let Some(Err(error)) = self.lock.lock().as_ref().and_then(|lock| lock.backing().map(lock::leave)) {
             tracing::debug!("nobody is told that the upper layer will be free: {}", error.desc());
         }
     }
@@ -225,18 +211,8 @@ fn make_directory(fs: &dyn Filesystem, dir: Ino, name: &OsStr) -> Result<Ino> {
     }
 }
 
-/// Whose a layer is.
-enum Taken {
-    /// Ours: the hidden directory, and its lock, which is held.
-    Ours(Ino, Arc<dyn File>),
-    /// That of a mount that has ended, and will be free.
-    Left,
-    /// Another's.
-    Others,
-}
-
-/// Takes the lock of a layer, if it is free.
-fn take(fs: &dyn Filesystem, root: Ino) -> Result<Taken> {
+/// Takes the lock of a layer, if it is free: the hidden directory, and its lock, which is held.
+fn take(fs: &dyn Filesystem, root: Ino) -> Result<Taken<(Ino, Arc<dyn File>)>> {
     let found = make_directory(fs, root, OsStr::new(NAME)).and_then(|home| Ok((home, open_lock(fs, home)?)));
     let (home, lock) = match found {
         Ok(found) => found,
@@ -244,20 +220,15 @@ fn take(fs: &dyn Filesystem, root: Ino) -> Result<Taken> {
         Err(Errno::ENOENT) => return Ok(Taken::Left),
         Err(errno) => return Err(errno),
     };
-    let Some(fd) = lock.backing() else { return Ok(Taken::Ours(home, lock)) };
-    let is_left = || lock.read_at(&mut [0; LEAVING.len()], 0).is_ok_and(|len| len > 0);
+    let Some(fd) = lock.backing() else { return Ok(Taken::Ours((home, lock))) };
     match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) if rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 0) => return Ok(Taken::Left),
-        // Who was killed while he left has said so for ever.
-        Ok(()) if is_left() => {
-            rustix::fs::ftruncate(fd, 0).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
-        }
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) if is_left() => return Ok(Taken::Left),
+        Err(rustix::io::Errno::WOULDBLOCK) if lock::is_left(fd) => return Ok(Taken::Left),
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Taken::Others),
         Err(_) => tracing::warn!("the upper layer cannot be locked: take care to mount it only once"),
     }
-    Ok(Taken::Ours(home, lock))
+    Ok(Taken::Ours((home, lock)))
 }
 
 fn open_lock(fs: &dyn Filesystem, home: Ino) -> Result<Arc<dyn File>> {

@@ -905,6 +905,7 @@ impl Filesystem for Tree {
             acl: upper.acl && !self.rules.own_permissions,
             backing: true,
             own_permissions: self.rules.own_permissions,
+            silent_close: self.layers.iter().all(|layer| layer.fs.facts().silent_close),
             time_granularity: upper.time_granularity,
             ..Facts::default()
         }

@@ -164,6 +164,9 @@ pub trait World {
         let _ = source;
         Err(MountError::unsupported("a password can only be typed here"))
     }
+
+    /// The mount that was made from what this gave is over, and only writes what it has: who wants the same is to wait for it.
+    fn leave(&self) {}
 }
 
 /// Where a secret comes from that nobody types.

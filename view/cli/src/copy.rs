@@ -291,6 +291,8 @@ impl<'a> Copier<'a> {
                 let file = HostFile::from(file);
                 self.copy_content(ino, attr, &file)?;
                 self.keep(ino, attr, file.as_fd(), path);
+                // NFS tells of a full disk now.
+                nix::unistd::close(file).map_err(|errno| errno.desc().to_owned())?;
             }
             Kind::Symlink => {
                 let target =

@@ -107,9 +107,9 @@ impl Host {
             DataPath::Cached if !self.policy.shared => flags |= FopenFlags::FOPEN_KEEP_CACHE,
             DataPath::Cached | DataPath::Backing(_) => {}
         }
-        // Writes to a backing file are not put off by anybody but the kernel.
+        // Writes to a backing file are not put off by anybody but the kernel and what the file is on.
         let is_passed = matches!(path, DataPath::Backing(_));
-        if (!writable || is_passed) && !self.facts.remote_locks {
+        if (!writable || (is_passed && self.facts.silent_close)) && !self.facts.remote_locks {
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         flags

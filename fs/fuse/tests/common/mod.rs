@@ -2,6 +2,7 @@
 //!
 //! * `hang`: reading waits until it is interrupted.
 //! * `stuck`, and whatever begins so: reading waits for [`Memory::release`], whatever the reader wants.
+//! * `full`: closing it tells that there is no space.
 //! * `panic`: reading panics; so does looking up `panic-name`.
 //! * `slow-name`: looking it up waits for the release.
 
@@ -501,17 +502,21 @@ struct Opened {
     backing: Option<Arc<fs::File>>,
 }
 
+impl Opened {
+    /// In the root.
+    fn name(&self) -> Option<OsString> {
+        let state = self.memory.state();
+        state.nodes[&1].children.iter().find(|(_, ino)| **ino == self.ino).map(|(name, _)| name.clone())
+    }
+}
+
 impl File for Opened {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         add(&self.memory.counts.reads);
         if let Some(file) = &self.backing {
             return file.read_at(buf, offset).map_err(|_| Errno::EIO);
         }
-        let name = {
-            let state = self.memory.state();
-            state.nodes[&1].children.iter().find(|(_, ino)| **ino == self.ino).map(|(name, _)| name.clone())
-        };
-        match name.as_deref().and_then(OsStr::to_str) {
+        match self.name().as_deref().and_then(OsStr::to_str) {
             Some("hang") => {
                 add(&self.memory.counts.stuck);
                 Interrupt::current().sleep(Duration::from_secs(60))?;
@@ -537,7 +542,7 @@ impl File for Opened {
 
     fn flush(&self) -> Result<()> {
         add(&self.memory.counts.flushes);
-        Ok(())
+        if self.name().is_some_and(|name| name == "full") { Err(Errno::ENOSPC) } else { Ok(()) }
     }
 
     fn sync(&self, _data_only: bool) -> Result<()> {

@@ -12,6 +12,8 @@ use super::{delayed, errno, proc_path};
 pub(super) struct HostFile {
     file: StdFile,
     is_writable: bool,
+    /// Whether a close may tell of errors of writes.
+    tells_at_close: bool,
 }
 
 impl AsFd for HostFile {
@@ -21,8 +23,8 @@ impl AsFd for HostFile {
 }
 
 impl HostFile {
-    pub(super) fn new(file: StdFile, is_writable: bool) -> Self {
-        Self { file, is_writable }
+    pub(super) fn new(file: StdFile, is_writable: bool, is_local: bool) -> Self {
+        Self { file, is_writable, tells_at_close: is_writable && !is_local }
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -80,6 +82,15 @@ impl File for HostFile {
             }
         }
         Ok(done)
+    }
+
+    /// NFS, SMB and FUSE write what they hold back when any descriptor of a file is closed, and tell that one's close what became of it.
+    fn flush(&self) -> Result<()> {
+        if !self.tells_at_close {
+            return Ok(());
+        }
+        let copy = self.file.try_clone().map_err(|error| io_errno(&error))?;
+        nix::unistd::close(copy)
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {

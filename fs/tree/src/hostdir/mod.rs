@@ -16,7 +16,8 @@
 //! # Limits
 //!
 //! The tree needs `/proc`. What the kernel refuses to the user that runs the program is refused. Flags of files are
-//! not passed on (`EOPNOTSUPP`), nor can ctime be set. Files deleted by others are gone, unless they are open. A directory that
+//! not passed on (`EOPNOTSUPP`), nor can ctime be set. What the root's filesystem is counts for all: of NFS that is mounted within a directory of a
+//! local filesystem, errors that come with close(2) are not told (those of fsync(2) are). Files deleted by others are gone, unless they are open. A directory that
 //! others move out of the tree may still be reached for a while. Of what is watched (see `watch`), hosts may show for up to half a minute the old size and times of a
 //! closed file that others change through a mapping that they keep, or under a name that they gave it elsewhere.
 
@@ -352,7 +353,7 @@ impl Filesystem for HostDir {
         }
         let _names = self.names.read();
         let fd = self.reopen(ino, open_flags(flags))?;
-        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
+        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write, self.is_local));
         self.table.lock().remember_open(ino, &file);
         Ok(file)
     }
@@ -466,7 +467,7 @@ impl Filesystem for HostDir {
             let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
         })?;
         let entry = self.enter(parent, name, &stat);
-        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write));
+        let file = Arc::new(HostFile::new(StdFile::from(fd), flags.write, self.is_local));
         self.table.lock().remember_open(entry.ino, &file);
         Ok((entry, file))
     }
@@ -511,7 +512,7 @@ impl Filesystem for HostDir {
         let stat = self.finish(&dir, &fd, &stat_fd(&fd)?, new)?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let kept = rustix::fs::open(proc_path(&fd), flags, Mode::empty()).map_err(errno)?;
-        let file = Arc::new(HostFile::new(StdFile::from(fd), true));
+        let file = Arc::new(HostFile::new(StdFile::from(fd), true, self.is_local));
         let mut table = self.table.lock();
         let ino = table.enter(self.identity(&stat), None);
         table.pin(ino, Arc::new(kept));
