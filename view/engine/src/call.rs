@@ -147,6 +147,17 @@ impl<'a> Call<'a> {
             Start::Opaque => None,
         };
         match (self.lent(dirfd as i32)?, path) {
+            (None, Some(path)) if self.sees_binds() => match self.walker(Limits::default()).locate(&path) {
+                Ok(Place::Tree(node, attr)) if node.mount.is_itself => {
+                    let key = crate::fuseplane::key_of(Path::new(&format!(
+                        "/proc/{}/fd/{}",
+                        self.task.0, dirfd as i32
+                    )))?;
+                    let is_same = (crate::stat::device(&node.mount, &attr), attr.st_ino) == key;
+                    Ok(is_same.then_some(node))
+                }
+                _ => self.view.stand_ins.held.find(self, &path),
+            },
             (None, Some(path)) if Path::new(OsStr::from_bytes(crate::mounts::shown(&path))).is_dir() => {
                 self.view.stand_ins.held.find(self, &path)
             }
@@ -190,7 +201,14 @@ impl<'a> Call<'a> {
             Start::Host(base) if self.root().is_none() => {
                 let follow = follow && !path.ends_with(b"/.");
                 let links = !limits.beneath && !limits.in_root;
-                if let Some(canonical) = walk::plain_host_path(&self.table, base, path, follow, links) {
+                if let Some(canonical) = walk::plain_host_path(
+                    &self.table,
+                    base,
+                    path,
+                    follow,
+                    links,
+                    self.sees_binds() || limits.no_xdev,
+                ) {
                     self.doubt(&canonical);
                     return Ok(Target::PlainlyHost(Some(canonical)));
                 }
@@ -233,7 +251,13 @@ impl<'a> Call<'a> {
             caller: &self.caller,
             limits,
             root: self.root().cloned(),
+            binds: self.sees_binds(),
         }
+    }
+
+    /// Whether the call is about mounts: `statx(2)` tells their numbers.
+    fn sees_binds(&self) -> bool {
+        i64::from(self.number) == libc::SYS_statx
     }
 
     /// What a descriptor of the task stands for, with a copy of it; `None` if the view is not concerned.

@@ -294,6 +294,7 @@ fn host_mount(call: &Call<'_>, path: &[u8]) -> Result<Arc<Mount>> {
         recursive: true,
         is_owned: false,
         keeps_owners: false,
+        is_itself: false,
         of_host: true,
         is_pseudo: false,
         never_written: false,

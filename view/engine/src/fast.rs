@@ -307,7 +307,7 @@ impl Fast {
         let planes = inner.planes.lock();
         facts.proc.extend(planes.iter());
         facts.programs = may_tell_programs(view, table);
-        let through = facts.through;
+        let through = facts.changes_here;
         // The numbers of copies are put right (`World::puts_numbers_right`); which have others is told where the host is seen through a tree.
         let lends = |mount: &Arc<Mount>| mount.facts.backing && !mount.of_host && !mount.sees_through();
         let numbers_right = !table.mounts().iter().any(lends);
@@ -337,7 +337,9 @@ impl Fast {
             return;
         }
         let is_dir = std::fs::symlink_metadata("/etc").is_ok_and(|data| data.is_dir());
-        let is_plain = is_dir && table.serving(FIRST_PATH).is_none() && !table.any_below(b"/etc");
+        let is_other = |mount: &&Arc<Mount>| !mount.is_plain() && is_below(&mount.target, b"/etc");
+        let is_plain =
+            is_dir && table.is_host(FIRST_PATH, false) && table.mounts().iter().find(is_other).is_none();
         inner.plain_etc.store(is_plain && facts.paths, Ordering::Release);
         *inner.told.lock() = Some((facts, level));
         *inner.state.lock() = match why_not {
@@ -393,6 +395,12 @@ impl Fast {
     pub(crate) fn through(&self, target: &[u8], tree: &dyn Filesystem) -> Option<Arc<Through>> {
         let inner = self.0.as_ref().filter(|inner| !inner.is_unfit.load(Ordering::Relaxed))?;
         Through::new(target, tree, inner)
+    }
+
+    /// The same for a bind of a place of the host on itself.
+    pub(crate) fn through_itself(&self, target: &[u8]) -> Option<Arc<Through>> {
+        let inner = self.0.as_ref().filter(|inner| !inner.is_unfit.load(Ordering::Relaxed))?;
+        Some(Through::of_itself(target, inner))
     }
 
     /// A call is about to change what is at this path of the host. If a mount point is there or below, all calls come to the
@@ -662,7 +670,7 @@ impl Inner {
         let (number, root) = self.known.tree_of(mount.id)?;
         let is_near =
             |other: &Mount| is_below(&other.target, &mount.target) || is_below(&mount.target, &other.target);
-        let others = |other: &&Arc<Mount>| other.id != mount.id;
+        let others = |other: &&Arc<Mount>| other.id != mount.id && !other.is_plain();
         if table
             .mounts()
             .iter()
@@ -887,8 +895,20 @@ fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
     }
     let mut below = 0;
     for mount in table.mounts() {
+        if mount.is_plain() || mount.sees_through() {
+            if let Ok(data) = std::fs::symlink_metadata(std::ffi::OsStr::from_bytes(shown(&mount.target))) {
+                facts.roots.push((data.dev(), data.ino()));
+            }
+        }
+        if mount.is_plain() {
+            continue;
+        }
         if mount.sees_through() {
-            facts.through = true;
+            facts.changes_here = true;
+            if mount.is_itself {
+                continue;
+            }
+            facts.differs = true;
             let is_known = |kind: &str| STEADY_NAMES.contains(&kind);
             let unknown = mounts.iter().filter(|(kind, _)| !is_known(kind)).map(|(_, device)| *device);
             facts.proc.extend(unknown.filter(|device| !facts.proc.contains(device)).collect::<Vec<_>>());

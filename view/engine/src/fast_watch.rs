@@ -63,7 +63,7 @@ impl Watch {
         let appears = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MASK_ADD;
         let mut below = 0;
         for mount in table.mounts() {
-            if mount.sees_through() {
+            if mount.is_plain() || mount.sees_through() {
                 continue;
             }
             let mut above = split(&mount.target).0;

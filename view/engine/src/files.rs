@@ -12,7 +12,7 @@ use veduta_api::{Attr, Device, Kind, Perm, RenameFlags, Result, SetAttr, SetTime
 
 use crate::call::{Answer, Call, DONE, Outcome, Target};
 use crate::identity::{EXECUTE, READ, WRITE};
-use crate::mounts::shown;
+use crate::mounts::{shown, split};
 use crate::node::{Node, guarded};
 use crate::standin::StandIn;
 use crate::walk::{Found, Limits, Place, Start, is_magic};
@@ -368,11 +368,19 @@ fn mknod(call: &Call<'_>, dirfd: u64, path: u64, mode: u32, device: u64) -> Outc
 fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
     let text = call.task.read_path(path)?;
     let last = text.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
-    let found = match find_last(call, dirfd, path)? {
+    let target = find_last(call, dirfd, path)?;
+    let name = name_of(&target).filter(|name| is_plain_root(call, Some(name)));
+    if let Some(name) = name.filter(|_| last != b"." && last != b"..") {
+        return Err(if is_dir || !is_host_dir(&name) { Errno::EBUSY } else { Errno::EISDIR });
+    }
+    let found = match target {
         Target::PlainlyHost(_) => return Ok(Answer::GoOn),
         Target::Found(found) => found,
     };
     let is_virtual = matches!(found.place, Some(Place::Tree(..)));
+    if let Some(parent) = &found.parent {
+        call.writable(parent)?;
+    }
     if found.parent.is_none() && is_virtual {
         return Err(match last {
             b"." if is_dir => Errno::EINVAL,
@@ -420,6 +428,25 @@ fn remove(call: &Call<'_>, dirfd: u64, path: u64, is_dir: bool) -> Outcome {
 
 fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outcome {
     let (old, new) = (find_last(call, from.0, from.1)?, find_last(call, to.0, to.1)?);
+    let is_name = |path: u64| -> Result<bool> {
+        let text = call.task.read_path(path)?;
+        let last = text.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty());
+        Ok(!matches!(last, Some(b"." | b"..") | None))
+    };
+    let names = match is_name(from.1)? && is_name(to.1)? {
+        true => name_of(&old).zip(name_of(&new)),
+        false => None,
+    };
+    if let Some((old, new)) = names {
+        let (from, to) = (split(&old).0, split(&new).0);
+        // What is absent is missed by the kernel.
+        if call.table.plain_at(from) != call.table.plain_at(to) && is_host_dir(from) && is_host_dir(to) {
+            return Err(Errno::EXDEV);
+        }
+        if exists(&old) && (is_plain_root(call, Some(&old)) || is_plain_root(call, Some(&new))) {
+            return Err(Errno::EBUSY);
+        }
+    }
     let (old, new) = match (old, new) {
         (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),
@@ -437,9 +464,19 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
             if is_host {
                 return across(call, from, to);
             }
-            return Err(Errno::EXDEV);
+            // A mount point is not renamed, and nothing is put in its place.
+            return Err(if matches!(found.parent, Some(Place::Host(_))) {
+                Errno::EBUSY
+            } else {
+                Errno::EXDEV
+            });
         }
     };
+    if let (Some(parent @ Place::Tree(one, _)), Some(Place::Tree(other, _))) = (&old.parent, &new.parent) {
+        if one.mount.id == other.mount.id {
+            call.writable(parent)?;
+        }
+    }
     let on_host = |found: &Found| {
         !matches!(found.place, Some(Place::Tree(..))) && matches!(found.parent, Some(Place::Host(_)) | None)
     };
@@ -452,7 +489,8 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
         (true, false) | (false, true) => {
             // What is not there is missed first.
             old.existing()?;
-            return Err(Errno::EXDEV);
+            let is_in_host = |found: &Found| matches!(found.parent, Some(Place::Host(_)));
+            return Err(if is_in_host(&old) && is_in_host(&new) { Errno::EBUSY } else { Errno::EXDEV });
         }
         (false, false) => {}
     }
@@ -567,6 +605,61 @@ fn tell_moved(call: &Call<'_>, node: &Arc<Node>, parent: &Arc<Node>, name: &OsSt
     }
 }
 
+/// The path of a name in a directory of the host, if that is what was found.
+fn name_of(target: &Target) -> Option<Vec<u8>> {
+    match target {
+        Target::PlainlyHost(path) => path.clone(),
+        Target::Found(found) => {
+            let is_host = !matches!(found.place, Some(Place::Tree(..)))
+                && !matches!(found.parent, Some(Place::Tree(..)));
+            (is_host && found.parent.is_some()).then(|| full(found))
+        }
+    }
+}
+
+/// Whether something of the host is bound on itself at a path.
+fn is_plain_root(call: &Call<'_>, path: Option<&[u8]>) -> bool {
+    path.is_some_and(|path| call.table.at(path).is_some_and(|mount| mount.is_plain()) && exists(path))
+}
+
+fn exists(path: &[u8]) -> bool {
+    std::fs::symlink_metadata(OsStr::from_bytes(shown(path))).is_ok()
+}
+
+fn is_host_dir(path: &[u8]) -> bool {
+    std::path::Path::new(OsStr::from_bytes(shown(path))).is_dir()
+}
+
+/// Whether a file and the directory for a new name of it lie on two sides of a bind of the host on itself, where the kernel does not know of it.
+/// `dirfd`: what the file is if it has no path.
+fn is_between_plain(call: &Call<'_>, dirfd: u64, old: &Target, new: &[u8]) -> bool {
+    let read = |link: &std::path::Path| std::fs::read_link(link).ok().map(std::path::PathBuf::into_os_string);
+    let path = match old {
+        Target::PlainlyHost(Some(path)) => Some(path.clone()),
+        Target::PlainlyHost(None) => {
+            let link = match crate::walk::is_cwd(dirfd) {
+                true => format!("/proc/{}/cwd", call.task.0),
+                false => format!("/proc/{}/fd/{}", call.task.0, dirfd as i32),
+            };
+            read(std::path::Path::new(&link)).map(|path| path.as_bytes().to_vec())
+        }
+        Target::Found(found) => match &found.place {
+            Some(Place::Host(real)) if is_magic(real) => {
+                read(std::path::Path::new(OsStr::from_bytes(real))).map(|path| path.as_bytes().to_vec())
+            }
+            Some(Place::Host(real)) => Some(real.clone()),
+            _ => None,
+        },
+    };
+    let new = split(new).0;
+    // What has no path, such as a memory file, the kernel refuses, and what is absent it misses.
+    let is_there = |path: &[u8]| exists(path) || path.ends_with(b" (deleted)");
+    path.is_some_and(|path| {
+        let is_between = path.starts_with(b"/") && call.table.plain_at(&path) != call.table.plain_at(new);
+        is_between && is_there(&path) && is_host_dir(new)
+    })
+}
+
 /// Two paths of the host, of which the kernel can find only one.
 fn across(call: &Call<'_>, from: (u64, u64), to: (u64, u64)) -> Outcome {
     let path = |(dirfd, address): (u64, u64)| -> Result<Vec<u8>> {
@@ -607,6 +700,15 @@ fn link(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: i32) -> Outcom
         old.existing()?;
     }
     let new = find_last(call, to.0, to.1)?;
+    if let Some(name) = name_of(&new).filter(|name| is_between_plain(call, from.0, &old, name)) {
+        return Err(if exists(&name) { Errno::EEXIST } else { Errno::EXDEV });
+    }
+    let is_absent = matches!(&old, Target::PlainlyHost(Some(path)) if !exists(path));
+    if let (Target::Found(new), false) = (&new, is_absent) {
+        if let (Some(parent), None) = (&new.parent, &new.place) {
+            call.writable(parent)?;
+        }
+    }
     let (old, new) = match (old, new) {
         (Target::PlainlyHost(_), Target::PlainlyHost(_)) => return Ok(Answer::GoOn),
         (Target::Found(old), Target::Found(new)) => (old, new),

@@ -123,6 +123,11 @@ impl Planes {
         })
     }
 
+    /// Whether none was asked for by name.
+    pub(crate) fn is_free(&self) -> bool {
+        self.choice == Choice::Any
+    }
+
     /// Whether files with a descriptor of the host are handed out as such.
     pub(crate) fn takes_backing(&self) -> bool {
         matches!(self.choice, Choice::Any | Choice::Backing)

@@ -257,6 +257,7 @@ fn hidden(
         recursive: true,
         is_owned: false,
         keeps_owners: false,
+        is_itself: false,
         of_host: false,
         is_pseudo: false,
         never_written: false,

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::libc;
 use veduta_api::{
-    DeviceNode, Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm, Request, Result,
-    SourceKind, Timestamp, World,
+    DeviceNode, Differences, Disk, Facts, Filesystem, Ino, Module, MountError, Object, Options, Perm,
+    Request, Result, SourceKind, Timestamp, World,
 };
 use veduta_disk::BlockDrive;
 
@@ -161,6 +161,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
     let table = view.table();
     let call = &Call { table: Arc::clone(&table), ..Call::new(view, call.task, call.number, call.args) };
     let mut options = Options::parse(&request.options)?;
+    let is_restricted = options.keys().any(|key| matches!(key, "nosuid" | "nodev"));
     let words = take_words(&mut options)?;
     let target = target_path(call, request)?;
     // With any word of a union it is one, and a driver's affair.
@@ -187,8 +188,18 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         }
         _ => made.tree,
     };
-    // A bind of a place on itself says nothing of what it shows: that is what the tree of it is tried with.
-    let through = if is_bind || made.root != Ino::ROOT || !view.takes_backing() {
+    // Whether set-user-id programs count on the host is the kernel's affair there: a bind where they shall not is served by the engine. So is one for which a
+    // plane is asked by name, which is how the engine is tried with all that the host has.
+    let is_itself = is_bind
+        && made.of_host
+        && made.uses.is_empty()
+        && made.alias.as_ref() == Some(&target)
+        && matches!(made.service, Service::Tree)
+        && !is_restricted
+        && view.stand_ins.planes.is_free();
+    let through = if is_itself {
+        view.fast.through_itself(&target).filter(|_| !words.no_exec)
+    } else if is_bind || made.root != Ino::ROOT || !view.takes_backing() {
         None
     } else {
         view.fast.through(&target, &*tree)
@@ -212,6 +223,7 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         is_pseudo: made.of_host && made.alias.as_deref().is_some_and(crate::node::is_pseudo),
         alias: made.alias,
         recursive: request.recursive,
+        is_itself,
         of_host: made.of_host,
         is_owned,
         keeps_owners: made.keeps_owners,
@@ -457,6 +469,11 @@ fn remount(call: &Call<'_>, target: &[u8], flags: u64) -> Result<()> {
     }
     mount.read_only.store(read_only, Ordering::Relaxed);
     mount.no_exec.store(flags & libc::MS_NOEXEC != 0, Ordering::Relaxed);
+    if let Some(through) = mount.through.as_ref().filter(|_| mount.is_itself && flags & libc::MS_NOEXEC != 0)
+    {
+        // Programs are not to be run, nor mapped, and only the engine says so.
+        Differences::all(&**through);
+    }
     call.view.tell_fast();
     Ok(())
 }
@@ -516,6 +533,7 @@ fn elsewhere(view: &View, mount: &Mount, target: Vec<u8>) -> Mount {
         permanent: mount.permanent,
         alias: mount.alias.clone(),
         recursive: mount.recursive,
+        is_itself: false,
         of_host: mount.of_host,
         is_owned: mount.is_owned,
         keeps_owners: mount.keeps_owners,
@@ -580,13 +598,15 @@ pub(crate) fn is_busy(view: &View, mount: &Mount) -> bool {
         return true;
     }
     let keys = known_keys(view, mount);
-    if keys.is_empty() && view.stand_ins.planes.is_empty() && mount.through.is_none() {
+    // What was opened through a bind of the host on itself is the host's, and stays so.
+    let is_through = mount.through.is_some() && !mount.is_itself;
+    if keys.is_empty() && view.stand_ins.planes.is_empty() && !is_through {
         return false;
     }
     let is_ours = |key| is_of(view, mount, &keys, key);
     let is_seen_through = |path: &std::path::Path| {
         let leads_in = |to: std::path::PathBuf| is_below(to.as_os_str().as_bytes(), &mount.target);
-        mount.through.is_some() && std::fs::read_link(path).is_ok_and(leads_in)
+        is_through && std::fs::read_link(path).is_ok_and(leads_in)
     };
     let uses = |path: std::path::PathBuf| {
         crate::fuseplane::key_of(&path).is_ok_and(is_ours) || is_seen_through(&path)
@@ -617,9 +637,16 @@ fn is_of(view: &View, mount: &Mount, keys: &[Key], key: Key) -> bool {
 /// Whether processes have files of a mount open for writing.
 fn has_writers(view: &View, mount: &Mount) -> bool {
     let keys = known_keys(view, mount);
-    if keys.is_empty() && view.stand_ins.planes.is_empty() {
+    if keys.is_empty() && view.stand_ins.planes.is_empty() && !mount.is_itself {
         return false;
     }
+    let table = view.table();
+    let is_here = |path: &std::path::Path| {
+        let leads_in = |to: std::path::PathBuf| {
+            table.serving(to.as_os_str().as_bytes()).is_some_and(|serving| serving.id == mount.id)
+        };
+        mount.is_itself && std::fs::read_link(path).is_ok_and(leads_in)
+    };
     crate::grow::processes().into_iter().any(|pid| {
         let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         open.into_iter().any(|fd| {
@@ -631,7 +658,8 @@ fn has_writers(view: &View, mount: &Mount) -> bool {
                 let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
                 matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR)
             };
-            crate::fuseplane::key_of(&fd.path()).is_ok_and(|key| is_of(view, mount, &keys, key)) && writes()
+            let is_ours = |key| is_of(view, mount, &keys, key);
+            (crate::fuseplane::key_of(&fd.path()).is_ok_and(is_ours) || is_here(&fd.path())) && writes()
         })
     })
 }

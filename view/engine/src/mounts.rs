@@ -63,6 +63,8 @@ pub(crate) struct Mount {
     pub alias: Option<Vec<u8>>,
     /// With the mounts of the view that were below there.
     pub recursive: bool,
+    /// It shows a directory or file of the host at the very path where that is.
+    pub(crate) is_itself: bool,
     /// It shows a part of the host: device nodes, fifos and sockets are the host's own, and so are `/proc` and its like.
     pub(crate) of_host: bool,
     /// What it shows of the host is about processes or devices rather than files: looked at under its own path.
@@ -92,6 +94,12 @@ impl Mount {
         self.through.as_ref().is_some_and(|through| through.is_clear())
     }
 
+    /// Whether it is the host in everything but that it is a mount: a bind of something on itself that may be written to and run. Paths lead through it as if it
+    /// were not there. What a boundary between mounts forbids, and what is told about mounts, is seen to where that is asked.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_itself && !self.is_read_only() && !self.no_exec.load(Ordering::Relaxed)
+    }
+
     /// Whether permission bits are to be obeyed here.
     pub(crate) fn checks_permissions(&self) -> bool {
         !self.facts.own_permissions && !self.is_owned
@@ -105,7 +113,9 @@ impl Mount {
     /// What follows `ro` or `rw` in `/proc/mounts`.
     pub(crate) fn option_text(&self) -> String {
         let mut text = String::from(if self.is_read_only() { "ro" } else { "rw" });
-        text.push_str(",nosuid,nodev");
+        if !self.is_itself {
+            text.push_str(",nosuid,nodev");
+        }
         if self.no_exec.load(Ordering::Relaxed) {
             text.push_str(",noexec");
         }
@@ -215,6 +225,16 @@ impl Table {
             }
             prefix = split(prefix).0;
         }
+    }
+
+    /// Whether the host itself is what is seen at a path, through nothing but plain mounts. With `binds` these count as others do.
+    pub(crate) fn is_host(&self, path: &[u8], binds: bool) -> bool {
+        self.serving(path).is_none_or(|mount| mount.is_plain() && !binds)
+    }
+
+    /// The plain mount that a path of the host lies in, by its number; 0 for none.
+    pub(crate) fn plain_at(&self, path: &[u8]) -> u32 {
+        self.serving(path).filter(|mount| mount.is_plain()).map_or(0, |mount| mount.id)
     }
 
     /// Whether some mount lies at or below a path.

@@ -146,6 +146,7 @@ pub(crate) fn statfs(mount: &Mount, statfs: &StatFs) -> Vec<u8> {
     fields.u64(64, mount.facts.name_max.into());
     fields.u64(72, statfs.block_size.into());
     let read_only = if mount.is_read_only() { READ_ONLY } else { 0 };
-    fields.u64(80, VALID | NO_SET_ID | NO_DEVICES | read_only);
+    let restricted = if mount.is_itself { 0 } else { NO_SET_ID | NO_DEVICES };
+    fields.u64(80, VALID | restricted | read_only);
     fields.0
 }

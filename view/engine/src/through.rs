@@ -1,4 +1,5 @@
-//! Mounts through which the host is seen as it is, but for what differs: a directory with changes laid over it, where it is.
+//! Mounts through which the host is seen as it is, but for what differs: a directory with changes laid over it, where it is; or a bind of something on
+//! itself that is only read, where nothing ever differs.
 //!
 //! What such a tree shows and has not told to differ is the very object that the host has at the same path
 //! ([`Filesystem::shows`](veduta_api::Filesystem::shows)). So whoever only looks may do so on the host: the [fast path](crate::fast) lets pass what it
@@ -69,6 +70,16 @@ impl Through {
         let shown = tree.shows(told)?;
         let shown = shown.as_os_str().as_bytes();
         (shown.strip_suffix(b"/").unwrap_or(shown) == target).then_some(this)
+    }
+
+    /// A mount that shows the host where it is: nothing will differ.
+    pub(crate) fn of_itself(target: &[u8], fast: &Arc<Inner>) -> Arc<Self> {
+        Arc::new(Self {
+            target: target.to_vec(),
+            told: Mutex::default(),
+            is_over: AtomicBool::new(false),
+            fast: Arc::downgrade(fast),
+        })
     }
 
     /// Whether the host may still be looked at.
@@ -166,7 +177,8 @@ pub(crate) fn finds(call: &Call<'_>, dirfd: u64, path: &[u8], key: Key) -> bool 
 
 /// The path at which the host has a directory of the view, which processes may therefore be in on the host.
 pub(crate) fn directory_on_host(node: &Arc<Node>, attr: &Attr) -> Option<Vec<u8>> {
-    let through = node.mount.through.as_ref().filter(|_| attr.kind == Kind::Directory)?;
+    let is_apart = attr.kind == Kind::Directory && !node.mount.is_itself;
+    let through = node.mount.through.as_ref().filter(|_| is_apart)?;
     let path = node.path();
     through.was_way(&path).then_some(path)
 }
@@ -295,6 +307,14 @@ impl Held {
             return Ok(None);
         }
         let key = (data.dev(), data.ino());
+        let is_itself = call.table.serving(path).is_some_and(|mount| mount.is_itself);
+        if is_itself {
+            // It is where its path says, however it got there.
+            return match call.walker(Limits::default()).locate(path)? {
+                Place::Tree(node, _) => Ok(Some(node)),
+                Place::Host(_) => Ok(None),
+            };
+        }
         let known = self.known.lock().get(&key).cloned();
         match known {
             // Others have removed what it was made of, and the host has given the number to another directory.

@@ -119,20 +119,23 @@ pub(crate) struct Walker<'a> {
     pub limits: Limits,
     /// The root of the task, if it is not that of the view.
     pub root: Option<Vec<u8>>,
+    /// Binds of the host on itself are mounts as others: what is asked is about mounts.
+    pub binds: bool,
 }
 
 /// The canonical path, if a path cannot concern any mount, and the kernel may have the call as it is. `base` is where it
-/// starts if it is relative. `follow`: a symbolic link at the end counts. `links`: others are followed too.
+/// starts if it is relative. `follow`: a symbolic link at the end counts. `links`: others are followed too. `binds`: as [`Walker::binds`].
 pub(crate) fn plain_host_path(
     table: &Table,
     base: &[u8],
     path: &[u8],
     follow: bool,
     links: bool,
+    binds: bool,
 ) -> Option<Vec<u8>> {
     let (mut base, mut path) = (Cow::Borrowed(base), Cow::Borrowed(path));
     for _ in 0..=MAX_LINKS {
-        match proof(table, &base, &path, follow) {
+        match proof(table, &base, &path, follow, binds) {
             Proof::Host(canonical) => return Some(canonical),
             Proof::Link if links => {
                 let (directory, rest) = behind_first_link(&base, &path)?;
@@ -154,23 +157,24 @@ enum Proof {
     None,
 }
 
-fn proof(table: &Table, base: &[u8], path: &[u8], follow: bool) -> Proof {
+fn proof(table: &Table, base: &[u8], path: &[u8], follow: bool, binds: bool) -> Proof {
+    let is_plain = |mount: &Arc<Mount>| mount.is_plain() && !binds;
     let mut full = Vec::with_capacity(base.len() + path.len() + 1);
     let mut here = Vec::with_capacity(base.len() + path.len() + 1);
     if !path.starts_with(b"/") {
         full.extend_from_slice(base);
         full.push(b'/');
         here.extend_from_slice(base);
-        if table.serving(base).is_some() {
+        if !table.is_host(base, binds) {
             return Proof::None;
         }
-    } else if table.at(b"").is_some() {
+    } else if table.at(b"").is_some_and(|mount| !is_plain(mount)) {
         return Proof::None;
     }
     full.extend_from_slice(path);
     for part in path.split(|byte| *byte == b'/') {
         go(&mut here, part);
-        if !part.is_empty() && table.concerns(&here) {
+        if !part.is_empty() && table.concerns(&here) && !table.at(&here).is_some_and(is_plain) {
             return Proof::None;
         }
     }
@@ -307,6 +311,9 @@ impl Walker<'_> {
         if excepted(mount, rest) {
             return self.locate_in(&mount.before, path);
         }
+        if mount.is_plain() && !self.binds {
+            return Ok(Place::Host(path.to_vec()));
+        }
         if let (true, Some(real)) = (mount.is_pseudo, &mount.alias) {
             return Ok(Place::Host([real, rest].concat()));
         }
@@ -396,6 +403,9 @@ impl Walk<'_, '_> {
         self.may_search()?;
         self.forget_name();
         let path = self.place.path();
+        if self.walker.limits.no_xdev && !path.is_empty() && self.walker.table.at(&path).is_some() {
+            return Err(Errno::EXDEV);
+        }
         if self.floor.as_ref().is_some_and(|floor| *floor == path) {
             return if self.walker.limits.beneath { Err(Errno::EXDEV) } else { Ok(()) };
         }
@@ -428,7 +438,9 @@ impl Walk<'_, '_> {
             Some((place, link)) => {
                 if link.is_none() || (is_last && !follow && !self.wants_dir) {
                     // What is mounted here may be a part of the host that the kernel knows under another path.
-                    self.direct &= matches!(place, Place::Host(_)) && self.walker.table.at(&path).is_none();
+                    let is_other = |mount: &Arc<Mount>| !mount.is_itself;
+                    self.direct &=
+                        matches!(place, Place::Host(_)) && !self.walker.table.at(&path).is_some_and(is_other);
                     self.place = place;
                     None
                 } else {
@@ -450,6 +462,9 @@ impl Walk<'_, '_> {
         if let Some(mount) = walker.table.at(path) {
             if walker.limits.no_xdev {
                 return Err(Errno::EXDEV);
+            }
+            if mount.is_plain() && !walker.binds {
+                return self.host_child(path);
             }
             if let (true, Some(real)) = (mount.is_pseudo, &mount.alias) {
                 return Ok(Some((Place::Host(real.clone()), None)));

@@ -76,6 +76,15 @@ const KINDS: usize = 128;
 const IMAGE: usize = 640;
 const COVERED: usize = 2048;
 
+/// What is seen at mount points through which the host is seen.
+const ROOTS: usize = 7424;
+const ROOT_COUNT: usize = 40;
+const MOST_ROOTS: usize = 32;
+/// Bits of [`THROUGH`]. The first is the one by which the code is told that it looks at the names of components, too.
+const DIFFERS: u32 = 8;
+const CHANGES_HERE: u32 = 1;
+const HAS_ROOTS: u32 = 2;
+
 const MOST_PROC: usize = 48;
 const MOST_PLANES: usize = 64;
 const MOST_MOUNTS: usize = 16;
@@ -257,8 +266,12 @@ pub struct Facts {
     pub targets: Vec<Vec<u8>>,
     /// Trees of which what is [known](crate::known) may be said.
     pub trees: Vec<Tree>,
-    /// Through some mount the host is seen as it is, but for what [differs](Page::differ): nothing is written there.
-    pub through: bool,
+    /// Through some mount the host is seen, and whatever changes something there is not the host's affair.
+    pub changes_here: bool,
+    /// Some such mount shows other things than the host in places: what was told to [differ](Page::differ), fifos and devices.
+    pub differs: bool,
+    /// Device and inode of what is seen at such mount points, and at those where nothing but the mount itself is the view's.
+    pub roots: Vec<(u64, u64)>,
 }
 
 /// Something in which the host differs from what a view sees of it through a mount.
@@ -460,8 +473,17 @@ impl Page {
         for difference in differences {
             has_room &= self.differ(difference);
         }
-        // The bit by which the code is told that it looks at the names of components, too.
-        self.word32(THROUGH).store(if facts.through { 8 } else { 0 }, Ordering::Relaxed);
+        let bit = |is, bits| if is { bits } else { 0 };
+        let through = bit(facts.changes_here, CHANGES_HERE)
+            | bit(facts.differs, DIFFERS)
+            | bit(!facts.roots.is_empty(), HAS_ROOTS);
+        self.word32(THROUGH).store(through, Ordering::Relaxed);
+        let roots = &facts.roots[..facts.roots.len().min(MOST_ROOTS)];
+        for (index, (device, ino)) in roots.iter().enumerate() {
+            self.word(ROOTS + index * 16).store(*device, Ordering::Relaxed);
+            self.word(ROOTS + index * 16 + 8).store(*ino, Ordering::Relaxed);
+        }
+        self.word32(ROOT_COUNT).store(roots.len() as u32, Ordering::Relaxed);
         let paths =
             has_room && facts.paths && facts.covered.len() <= MOST_COVERED && facts.proc.len() <= MOST_PROC;
         for (number, kind) in numbers {
@@ -482,6 +504,7 @@ impl Page {
                     | Kind::StatFs
             );
             let taken = match kind {
+                Kind::Statx if facts.roots.len() > MOST_ROOTS => false,
                 Kind::Native => facts.identity,
                 _ => paths || !is_path,
             };

@@ -29,6 +29,11 @@
     .set PROGRAMS, 0x6000
     .set LOADERS, 0xa000
     .set TRUE_PROC, 36
+    .set ROOT_COUNT, 40
+    .set ROOTS, 7424
+    .set CHANGES_HERE, 1            /* bits of THROUGH */
+    .set HAS_ROOTS, 2
+    .set DIFFERS, 8
     .set REACH, 0xf00000
     .set DIFFERENT, 0x7e000
     .set DIFFERENT_PROBES, 32
@@ -235,8 +240,8 @@ veduta_shim_start:
     jnz .Ltrap
     test $0x600000, %edx
     jnz .Ltrap
-    cmpl $0, THROUGH(%r12)
-    je 1f
+    testb $CHANGES_HERE, THROUGH(%r12)
+    jz 1f
     test $3, %dl                     /* to write: what is written to is the view's */
     jnz .Ltrap
 1:  mov %edx, %edx
@@ -244,8 +249,8 @@ veduta_shim_start:
     mov %rdx, HOW(%rsp)
     movq $0, HOW+8(%rsp)
     movq $2, HOW+16(%rsp)            /* RESOLVE_NO_MAGICLINKS */
-    cmpl $0, THROUGH(%r12)
-    je 2f
+    testb $DIFFERS, THROUGH(%r12)
+    jz 2f
     testl $0x10000, HOW(%rsp)        /* O_DIRECTORY */
     jnz 2f
     /* Fifos and devices are the view's own: to open one might wait for ever. */
@@ -411,8 +416,8 @@ veduta_shim_start:
     jmp .Ldecided
 
 .Lstatx:
-    cmpl $0, THROUGH(%r12)
-    je 1f
+    testb $HAS_ROOTS, THROUGH(%r12)
+    jz 1f
     test $0x5000, %r10d              /* STATX_MNT_ID, STATX_MNT_ID_UNIQUE */
     jnz .Ltrap
 1:  movslq %edi, %r13
@@ -441,7 +446,22 @@ veduta_shim_start:
     mov 16(%rcx), %eax
     mov %rax, 16(%rsp)
     mov %rsp, %rsi
-    testl $0x1000, RDX(%rsp)
+    testb $HAS_ROOTS, THROUGH(%r12)
+    jz 3f
+    /* That it is the root of a mount is told with it. */
+    mov (%rsp), %rax
+    mov 8(%rsp), %rdx
+    mov ROOT_COUNT(%r12), %ecx
+    lea ROOTS(%r12), %rdi
+1:  sub $1, %ecx
+    js 3f
+    cmp %rdx, 8(%rdi)
+    jne 2f
+    cmp %rax, (%rdi)
+    je .Ltrap
+2:  add $16, %rdi
+    jmp 1b
+3:  testl $0x1000, RDX(%rsp)
     jz .Lfound
     jmp .Lfound_empty
 
@@ -463,8 +483,8 @@ veduta_shim_start:
     jnz .Ltrap
     and $0x100, %r10d
 .Laccess_with:
-    cmpl $0, THROUGH(%r12)
-    je 1f
+    testb $CHANGES_HERE, THROUGH(%r12)
+    jz 1f
     test $2, %dl                     /* W_OK */
     jnz .Ltrap
 1:  mov %r10, HOW(%rsp)
@@ -546,7 +566,7 @@ veduta_shim_start:
     jmp .Lclose
 
 .Lstatfs:
-    cmpl $0, THROUGH(%r12)           /* that of the tree through which the host is seen is another */
+    testb $CHANGES_HERE, THROUGH(%r12) /* that of the tree through which the host is seen is another */
     jne .Ltrap
     mov $-100, %r13
     mov %rdi, %rbp
@@ -605,8 +625,8 @@ veduta_shim_start:
     test %eax, %eax
     jnz .Ltrap
     is_file %r14, 0, .Ltrap
-    cmpl $0, THROUGH(%r12)
-    je 4f
+    testb $DIFFERS, THROUGH(%r12)
+    jz 4f
     mov %rsp, %rsi                   /* it might have come to differ */
     call .Lobject
     jnz .Ltrap
@@ -622,8 +642,8 @@ veduta_shim_start:
 
     /* A virtual directory was removed, and has no path. */
 .Lgetcwd:
-    cmpl $0, THROUGH(%r12)
-    je 1f
+    testb $DIFFERS, THROUGH(%r12)
+    jz 1f
     mov $-100, %r13
     call .Lstart
     jnz .Ltrap
@@ -811,8 +831,8 @@ veduta_shim_start:
     je 8f
 4:  add $16, %rdi
     jmp 3b
-5:  cmpl $0, THROUGH(%r12)
-    je 7f
+5:  testb $DIFFERS, THROUGH(%r12)
+    jz 7f
     /* What differs from the host where that is seen through a mount. */
     rol $32, %rax
     xor %rdx, %rax
