@@ -25,8 +25,7 @@ alike() {
 has() { for program; do command -v "$program" >/dev/null || { skip "no $program here" fine; return 1; }; done; }
 
 for plane in $planes; do
-    # By default nothing would be virtual.
-    export VEDUTA_PLANE=${plane/default/backing}
+    if [ "$plane" = default ]; then unset VEDUTA_PLANE; else export VEDUTA_PLANE=$plane; fi
     alike "bash: pipes, jobs, traps, here documents, process substitution, globs" 'set -u; trap "echo bye" EXIT
         cat <<<"here"; diff <(seq 5) <(seq 2 6); mkdir -p a/b; touch a/{x,y}.c a/b/z.c; shopt -s globstar; echo a/**/*.c; (cd a && pwd -P | sed s,.*/,,)
         sleep 0.1 & wait $!; echo $?; (exit 4) & wait $!; echo $?; coproc cat; echo through >&"${COPROC[1]}"; read -r line <&"${COPROC[0]}"; eval "exec ${COPROC[1]}>&-"; echo "$line"

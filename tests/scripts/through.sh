@@ -65,6 +65,8 @@ for plane in "" emulated; do
     rm -r files native-files
 done
 mkdir -p low upper there; echo below >low/f
+same "explain tells what is seen through" "host, through it, not through it" "$(
+    view --cow "$TMP/up14" --over "$TMP/low" -- bash -c 'echo new >low/new; "$VEDUTA" explain /etc/passwd low/f low/new; rm low/new' | sed 's/.*on the host; the kernel serves.*/host/; s/.*; not changed, so .*/through it/; s/.*in .*mounted on.*/not through it/' | paste -sd, | sed 's/,/, /g')"
 same "descriptors have the path by which they were opened" "low/f there/f there/new there/new" "$(
     view --mount "viewfs:none:$TMP/there:lowerdir=$TMP/low,upperdir=$TMP/upper" -- bash -c 'exec 3<low/f 4<there/f 5>there/new 6<there/new; for n in 3 4 5 6; do readlink /proc/self/fd/$n; done' | sed "s|^$TMP/||" | xargs)"
 mkdir -p rights

@@ -92,14 +92,21 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
     let by = call.view.mechanism.get().map_or("", |mechanism| mechanism.describe());
     let served = match (&found.place, found.direct) {
         (Some(Place::Host(real)), true) => {
-            format!("{asked}: {} on the host; the kernel serves it", text(real))
+            let bound = call.table.serving(real).filter(|mount| mount.is_plain());
+            let bound = bound
+                .map_or_else(String::new, |mount| format!(", bound on itself at {}", text(&mount.target)));
+            format!("{asked}: {} on the host{bound}; the kernel serves it", text(real))
         }
         (Some(Place::Host(real)), false) => format!(
             "{asked}: {} on the host, reached through something virtual; the engine opens it in place of the process",
             text(real)
         ),
-        (Some(Place::Tree(node, _)), _) => {
+        (Some(place @ Place::Tree(node, _)), _) => {
             let mount = &node.mount;
+            let through = match crate::through::on_host(call, place) {
+                Some(_) => "; not changed, so the kernel serves what only looks at it",
+                None => "",
+            };
             let plane = if mount.facts.backing && call.view.takes_backing() {
                 "backing (files are the host's own)"
             } else if call.view.plane_of(mount).is_some() {
@@ -108,7 +115,7 @@ fn explain(call: &Call<'_>, path: &[u8]) -> Result<String> {
                 "emulated (the engine reads and writes)"
             };
             format!(
-                "{asked}: {} in {}, mounted on {} ({}, {}); plane: {plane}",
+                "{asked}: {} in {}, mounted on {} ({}, {}); plane: {plane}{through}",
                 text(&node.path()),
                 mount.source.to_string_lossy(),
                 text(&mount.target),

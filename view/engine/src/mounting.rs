@@ -189,8 +189,9 @@ pub(crate) fn make(call: &Call<'_>, request: &MountRequest) -> Result<(), MountE
         _ => made.tree,
     };
     // Whether set-user-id programs count on the host is the kernel's affair there: a bind where they shall not is served by the engine. So is one for which a
-    // plane is asked by name, which is how the engine is tried with all that the host has.
+    // plane is asked by name, and one of all, which has no boundary: that is how the engine is tried with everything that the host has.
     let is_itself = is_bind
+        && !target.is_empty()
         && made.of_host
         && made.uses.is_empty()
         && made.alias.as_ref() == Some(&target)
