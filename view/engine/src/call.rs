@@ -78,6 +78,8 @@ pub(crate) struct Call<'a> {
     pub caller: Caller,
     /// What is kept about the caller, if it differs from what all have.
     pub state: Option<Arc<State>>,
+    /// Files that it may have copied up.
+    pub touched: crate::reread::Touched,
 }
 
 /// What a path argument of a call leads to.
@@ -94,7 +96,16 @@ impl<'a> Call<'a> {
         let state = view.state_of(task);
         let all = State::default();
         let told = view.all_root.then(|| &state.as_deref().unwrap_or(&all).who);
-        Self { view, table: view.table(), task, number, args, caller: Caller::new(task, told), state }
+        Self {
+            view,
+            table: view.table(),
+            task,
+            number,
+            args,
+            caller: Caller::new(task, told),
+            state,
+            touched: crate::reread::Touched::default(),
+        }
     }
 
     /// What is kept about the caller.

@@ -570,6 +570,10 @@ fn rename(call: &Call<'_>, from: (u64, u64), to: (u64, u64), flags: u32) -> Outc
     if moved.mount.through.is_some() && attr.kind != Kind::Directory {
         call.view.lent.remember((crate::stat::device(&moved.mount, attr), attr.st_ino), moved);
     }
+    call.may_copy_up(moved, attr);
+    if let Some(Place::Tree(target, attr)) = new.place.as_ref().filter(|_| flags.exchange) {
+        call.may_copy_up(target, attr);
+    }
     guarded(|| from_dir.tree().rename(from_dir.ino, name, to_dir.ino, new_name, flags))?;
     call.view.watches.moved((from_dir, name), (to_dir, new_name), attr.kind, flags.exchange);
     tell_moved(call, moved, to_dir, new_name);
@@ -777,7 +781,7 @@ fn link_node(call: &Call<'_>, source: &Arc<Node>, attr: &Attr, new: &Found) -> O
     Call::unguarded(attr, false)?;
     check_name(directory, &new.name)?;
     let name = OsStr::from_bytes(&new.name);
-    call.changes(source);
+    call.changes(source, attr);
     let entry = guarded(|| directory.tree().link(source.ino, directory.ino, name))?;
     source.may_get_name.store(false, Ordering::Relaxed);
     call.view.watches.linked(source, directory, name);
@@ -815,7 +819,7 @@ pub(crate) fn change(call: &Call<'_>, place: &Place, mut changes: SetAttr) -> Ou
     if node.mount.checks_permissions() {
         call.caller.on(&node.mount).may_change(attr, &mut changes)?;
     }
-    call.changes(node);
+    call.changes(node, attr);
     guarded(|| node.tree().setattr(node.ino, &changes))?;
     if let Some(plane) = node.plane() {
         plane.changed(node.ino);
@@ -920,7 +924,7 @@ pub(crate) fn resize(
     if size > attr.size && size > call.file_size_limit()? {
         return Err(call.too_large());
     }
-    call.changes(node);
+    call.changes(node, attr);
     let drop_set_id = !call.caller.on(&node.mount).is_root();
     let changes = SetAttr { size: Some(size), drop_set_id, ..SetAttr::default() };
     let work = || {
@@ -1116,13 +1120,13 @@ pub(crate) fn xattr(call: &Call<'_>, place: &Place, name: &str, first: usize) ->
             };
             let mut value = vec![0; size];
             call.task.read(args[1], &mut value)?;
-            call.changes(node);
+            call.changes(node, attr);
             guarded(|| node.tree().setxattr(node.ino, key, &value, mode))?;
             call.view.watches.attributes(node);
             DONE
         }
         _ => {
-            call.changes(node);
+            call.changes(node, attr);
             guarded(|| node.tree().removexattr(node.ino, key))?;
             call.view.watches.attributes(node);
             DONE

@@ -69,15 +69,16 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
     if view.level() >= level {
         return give(false);
     }
-    let _stopping = view.stopping.read();
+    let _stopping = view.stopping.read_recursive();
     let mut known = HashSet::new();
-    let attached = attach_all(&mut known);
+    let (attached, _) = attach_all(view, &mut known);
     *view.coming.lock() = level;
     give(true)?;
-    let (mut stopped, mut parents) = settle(attached, &mut known);
+    let (mut stopped, mut parents) = settle(view, attached, &mut known);
     let old = std::mem::take(&mut *view.sources.lock());
     let was_idle = view.level() == Level::Idle;
     view.set_level(level);
+    view.filters.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     view.fast.has_grown();
     if was_idle {
         crate::loops::install(view);
@@ -117,7 +118,11 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
 
 /// Waits until all stand, but for parents that wait in `vfork(2)`: they make no call before their child, which stands, has
 /// gone on. Nor is anybody waited for forever who hangs in the kernel.
-fn settle(mut attached: Vec<Attached>, known: &mut HashSet<Pid>) -> (Vec<Stopped>, Vec<Attached>) {
+fn settle(
+    view: &View,
+    mut attached: Vec<Attached>,
+    known: &mut HashSet<Pid>,
+) -> (Vec<Stopped>, Vec<Attached>) {
     const PATIENCE: Duration = Duration::from_secs(5);
     let (mut stopped, since) = (Vec::new(), Instant::now());
     loop {
@@ -128,8 +133,8 @@ fn settle(mut attached: Vec<Attached>, known: &mut HashSet<Pid>) -> (Vec<Stopped
         attached = waiting;
         if attached.iter().all(Attached::waits_for_child) || since.elapsed() > PATIENCE {
             // A fork that had begun when its process was asked to stop is completed first.
-            let late = attach_all(known);
-            if late.is_empty() {
+            let (late, are_held) = attach_all(view, known);
+            if late.is_empty() && !(are_held && since.elapsed() < PATIENCE) {
                 return (stopped, attached);
             }
             attached.extend(late);
@@ -164,14 +169,15 @@ fn is_attached(tid: Pid) -> bool {
     Standing::of(&tid.to_string()).is_some_and(|standing| standing.is_traced_by_us())
 }
 
-/// Asks all tasks of the view to stop that are not known yet. One that forks meanwhile has its child found in the next round.
-fn attach_all(known: &mut HashSet<Pid>) -> Vec<Attached> {
-    let mut attached = Vec::new();
+/// Asks all tasks of the view to stop that are not known yet. One that forks meanwhile has its child found in the next round. Also says whether
+/// another thread of ours is about to let some go, which are not known then.
+fn attach_all(view: &View, known: &mut HashSet<Pid>) -> (Vec<Attached>, bool) {
+    let (mut attached, mut held) = (Vec::new(), HashSet::new());
     loop {
         let before = known.len();
         for pid in processes() {
             for tid in Task(pid).threads() {
-                if !known.insert(tid) {
+                if held.contains(&tid) || !known.insert(tid) {
                     continue;
                 }
                 match Attached::one_of_all(tid) {
@@ -179,12 +185,16 @@ fn attach_all(known: &mut HashSet<Pid>) -> Vec<Attached> {
                     Err(Errno::ESRCH) => {}
                     // It has ended, and only has not been waited for.
                     Err(Errno::EPERM) if has_ended(tid) => {}
+                    Err(Errno::EPERM) if view.rereads.holds(tid) => {
+                        known.remove(&tid);
+                        held.insert(tid);
+                    }
                     Err(errno) => tracing::warn!("process {tid} cannot be stopped: {}", errno.desc()),
                 }
             }
         }
         if known.len() == before {
-            return attached;
+            return (attached, !held.is_empty());
         }
     }
 }

@@ -32,7 +32,7 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::unistd::Pid;
 use parking_lot::Mutex;
-use veduta_api::{Device, Ino, Kind, Perm, Result, SetAttr};
+use veduta_api::{Attr, Device, Ino, Kind, Perm, Result, SetAttr};
 use veduta_trace::Task;
 use veduta_trace::raw::{self, Argument};
 
@@ -72,7 +72,7 @@ struct Loans {
 }
 
 /// A node, whatever the mount is through which it is seen.
-fn identity(node: &Node) -> (usize, Ino) {
+pub(crate) fn identity(node: &Node) -> (usize, Ino) {
     (Arc::as_ptr(&node.mount.tree).cast::<()>() as usize, node.ino)
 }
 
@@ -136,6 +136,21 @@ impl Lent {
             return;
         }
         known.push(Loan { mount: node.mount.id, node: Some(Arc::clone(node)), age });
+    }
+
+    /// Processes may have an inode open for a node, though nothing of it was handed out since it came to differ.
+    pub(crate) fn expect(&self, key: Key, node: &Arc<Node>) {
+        self.remember(key, node);
+        let mut loans = self.loans.lock();
+        let keys = loans.by_node.entry(identity(node)).or_default();
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+
+    /// Whether something was lent for a node.
+    pub(crate) fn is_lent(&self, node: &Node) -> bool {
+        self.any.load(Ordering::Acquire) && self.loans.lock().by_node.contains_key(&identity(node))
     }
 
     /// A mount for which an inode was handed out.
@@ -429,7 +444,8 @@ impl Call<'_> {
     }
 
     /// A node is about to be changed.
-    pub(crate) fn changes(&self, node: &Node) {
+    pub(crate) fn changes(&self, node: &Arc<Node>, attr: &Attr) {
+        self.may_copy_up(node, attr);
         if self.view.lent.changes(node) && self.view.fast.is_told() {
             self.view.fast.close();
             // Whoever is changing the table tells it afterwards.
@@ -512,7 +528,7 @@ pub(crate) fn serve(call: &Call<'_>, name: &str, fd: &OwnedFd) -> Outcome {
         }
         "ioctl" => {
             crate::data::may_set_flags(call, &place)?;
-            call.changes(&node);
+            call.changes(&node, &attr);
             if attr.kind == Kind::Directory {
                 return crate::data::with_ioctl(call, |request| {
                     guarded(|| node.tree().ioctl(node.ino, request))

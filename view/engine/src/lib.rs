@@ -45,6 +45,7 @@ mod open;
 mod proc;
 mod ranges;
 mod renumbered;
+mod reread;
 mod run;
 mod serve;
 mod sockets;

@@ -684,6 +684,7 @@ pub(crate) fn end(view: &View, mount: &Arc<Mount>) -> Result<()> {
     view.stand_ins.held.forget(mount.id);
     let loops = mount.uses.clone();
     view.lent.end(mount.id);
+    view.rereads.end(mount.id);
     // A tree that is mounted elsewhere too goes on.
     let goes_on = mount.alias.is_some()
         || view.table().mounts().iter().any(|other| Arc::ptr_eq(&other.tree, &mount.tree));

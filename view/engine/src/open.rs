@@ -13,7 +13,7 @@ use veduta_api::{Attr, Device, File, Kind, NewNode, OpenFlags, Perm, Result, Set
 use veduta_trace::raw::{self, Argument};
 
 use crate::call::{Answer, Call, Outcome, Target};
-use crate::calls::F_CREATED_QUERY;
+use crate::calls::{F_CREATED_QUERY, Level};
 use crate::identity::{EXECUTE, READ, WRITE};
 use crate::mounts::Service;
 use crate::node::{Node, guarded};
@@ -255,7 +255,7 @@ pub(crate) fn existing(
         }
     }
     if writes {
-        call.changes(node);
+        call.changes(node, attr);
     }
     let mut size = attr.size;
     let plane = if attr.kind == Kind::File && !only_path { plane_of(call, node) } else { None };
@@ -322,15 +322,55 @@ fn backing(
     share_backing(call, (node, attr), &*file, flags)
 }
 
+/// Opens a node for whoever had it open to read before it was copied up. Nobody is asked whether he may.
+pub(crate) fn once_more(
+    call: &Call<'_>,
+    node: &Arc<Node>,
+    flags: OFlag,
+) -> Result<(OwnedFd, Option<crate::standin::OnItsWay>)> {
+    let kept = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_DIRECT;
+    let flags = flags & kept;
+    let attr = node.attr()?;
+    if node.mount.facts.backing && call.view.takes_backing() {
+        let wanted = OpenFlags { direct: flags.contains(OFlag::O_DIRECT), ..OpenFlags::READ };
+        let file = guarded(|| node.tree().open(node.ino, wanted))?;
+        if let Some(fd) = hand_over(call, (node, &attr), &*file, flags)? {
+            if flags.contains(OFlag::O_NOATIME) {
+                // That is for its owner, who may be somebody else now.
+                let _ = fcntl(&fd, FcntlArg::F_SETFL(crate::call::status_flags(&fd)? | OFlag::O_NOATIME));
+            }
+            return Ok((fd, None));
+        }
+    }
+    if let Some(plane) = plane_of(call, node) {
+        return Ok((plane.open(node, flags, None)?, None));
+    }
+    if call.view.level() < Level::Files {
+        // Its reads would go past us.
+        return Err(Errno::EAGAIN);
+    }
+    match stand_in(call, node, &attr, attr.size, flags, None)? {
+        Answer::Fd { fd, on_its_way, .. } => Ok((fd, on_its_way)),
+        _ => Err(Errno::EIO),
+    }
+}
+
 fn share_backing(
     call: &Call<'_>,
     (node, attr): (&Arc<Node>, &Attr),
     file: &dyn File,
     flags: OFlag,
 ) -> Result<Option<OwnedFd>> {
-    if !hands_out(call, node) {
-        return Ok(None);
-    }
+    if hands_out(call, node) { hand_over(call, (node, attr), file, flags) } else { Ok(None) }
+}
+
+/// The descriptor that a file has, with the flags of an opening.
+fn hand_over(
+    call: &Call<'_>,
+    (node, attr): (&Arc<Node>, &Attr),
+    file: &dyn File,
+    flags: OFlag,
+) -> Result<Option<OwnedFd>> {
     let Some(fd) = guarded(|| Ok(file.backing().map(|fd| fd.try_clone_to_owned())))? else { return Ok(None) };
     let fd = fd.map_err(crate::standin::errno)?;
     let kept = flags & (OFlag::O_APPEND | OFlag::O_NONBLOCK);

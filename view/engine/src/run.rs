@@ -187,6 +187,7 @@ fn engine(settings: &Settings, catalogue: Box<dyn Catalogue>) -> Result<i32, Mou
         view.set_level(Level::Mounted);
     }
     let view = Arc::new(view);
+    view.rereads.begin(&view);
     if catches {
         crate::loops::install(&view);
     }
@@ -217,6 +218,11 @@ fn serve_all(view: &Arc<View>, settings: &Settings, signals: &SigSet) -> Result<
             message: format!("{}: {}: {}", mount.type_name, mount.source.to_string_lossy(), error.message),
             ..error
         })?;
+    }
+    let is_seen_through = view.table().mounts().iter().any(|mount| mount.through.is_some());
+    if is_seen_through && !view.takes_backing() && view.may_emulate() {
+        // Whoever has opened a file of the host by himself may get an emulated one in its place, and reads on at once.
+        view.set_level(Level::Files);
     }
     let mut status = 0;
     let own_limit = raw::descriptor_limit().map_err(|errno| MountError::system(errno, errno.desc()))?;

@@ -42,6 +42,7 @@ impl Trap for Notified {
     fn start(&mut self, view: &Arc<View>, command: &Command) -> Result<Pid, Refusal> {
         let program = crate::grow::filter(view);
         let (child, listener) = spawn(command, &program)?;
+        view.filters.store(1, Ordering::Relaxed);
         self.0 = Some(listener);
         Ok(child)
     }
@@ -221,8 +222,10 @@ impl Source {
     /// Moves a task into a directory that it was given for the purpose.
     fn chdir(&self, view: &View, notification: &Notification, fd: &OwnedFd) -> Result<()> {
         let number = self.with(|listener| listener.install(notification.id, fd.as_fd(), true))?;
-        let _stopping = view.stopping.read();
-        let attached = attach(notification.tid)?;
+        let _stopping = view.stopping.read_recursive();
+        let Some(attached) = attach(view, notification.tid)? else {
+            return self.fail(notification.id, RESTART);
+        };
         self.fail(notification.id, RESTART)?;
         let mut stopped = attached.wait()?;
         let moved = if stopped.stands_at(notification.number) {
@@ -256,8 +259,10 @@ impl Source {
             changed.wait();
             return gone_on;
         }
-        let _stopping = view.stopping.read();
-        let attached = attach(notification.tid)?;
+        let _stopping = view.stopping.read_recursive();
+        let Some(attached) = attach(view, notification.tid)? else {
+            return self.fail(notification.id, RESTART);
+        };
         self.fail(notification.id, RESTART)?;
         let mut stopped = attached.wait()?;
         if stopped.stands_at(notification.number) {
@@ -277,16 +282,18 @@ impl Source {
     }
 }
 
-/// Attaches a task that waits for an answer. Another thread of ours may still be letting it go.
-fn attach(tid: Pid) -> Result<Attached> {
+/// Attaches a task that waits for an answer. Another thread of ours may still be letting it go. `None`: one waits until it stops, which will be right
+/// behind the call; that is to be made again.
+fn attach(view: &View, tid: Pid) -> Result<Option<Attached>> {
     let mut tries = 0;
     loop {
         match Attached::new(tid) {
+            Err(Errno::EPERM) if view.rereads.holds(tid) => return Ok(None),
             Err(Errno::EPERM) if tries < 500 && crate::grow::is_traced_by_us(tid) => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(2));
             }
-            attached => return attached,
+            attached => return attached.map(Some),
         }
     }
 }
@@ -298,7 +305,11 @@ pub(crate) fn decide(view: &View, notification: &Notification) -> Outcome {
     let interrupt = Interrupt::new();
     let _scope = interrupt.enter();
     let name = calls::by_number(call.number).map_or("", |row| row.name);
-    let outcome = watch::over(task, name, &interrupt, || relieved(&call));
+    let outcome = watch::over((task, notification.id), name, &interrupt, || {
+        let outcome = relieved(&call);
+        crate::reread::after(&call);
+        outcome
+    });
     if view.tracing.load(Ordering::Relaxed) {
         report(view, &call, &outcome);
     }

@@ -263,7 +263,7 @@ fn mark(fd: &OwnedFd) {
 }
 
 /// Device and inode number, where a node shows those of the host.
-fn attr_key(attr: &Attr) -> Option<Key> {
+pub(crate) fn attr_key(attr: &Attr) -> Option<Key> {
     attr.st_dev.map(|device| (libc::makedev(device.major, device.minor), attr.st_ino))
 }
 

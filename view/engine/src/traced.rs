@@ -19,11 +19,12 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use veduta_api::Result;
 use veduta_trace::spawn::Command;
-use veduta_trace::{Happening, Notification, Refusal, Tracer, raw};
+use veduta_trace::{Happening, Notification, Refusal, Task, Tracer, raw};
 
 use crate::call::{Answer, Meanwhile, Outcome};
 use crate::calls::Level;
 use crate::grow::filter;
+use crate::reread::Gift;
 use crate::trap::Trap;
 use crate::view::View;
 
@@ -123,6 +124,10 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
         count: AtomicUsize::new(0),
     });
     crate::watch::start();
+    let (errands, wishes) = mpsc::channel();
+    view.rereads.trace(errands);
+    let mut halts = Halts::default();
+    let mut held = Vec::new();
     let tick = nix::sys::time::TimeSpec::from_duration(Duration::from_secs(1));
     let (mut tasks, mut served) = (HashSet::from([child]), HashMap::new());
     let (mut status, mut last_tidy, mut next, mut ending) = (None, Instant::now(), 0_u64, None::<Instant>);
@@ -139,9 +144,11 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
                 Happening::Runs(tid) => {
                     tasks.insert(tid);
                 }
+                Happening::Stands(tid, stood) => halts.stands(tracer, tid, stood),
                 Happening::Ended(tid, code) => {
                     tasks.remove(&tid);
                     served.remove(&tid);
+                    halts.ended(tid);
                     if tid == child {
                         status = Some(code);
                     }
@@ -159,7 +166,16 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
                 Happening::Deserted => break true,
             }
         };
-        while let Ok((id, call, outcome)) = answered.try_recv() {
+        while let Ok(errand) = wishes.try_recv() {
+            halts.run(tracer, errand, &served);
+        }
+        halts.advance(tracer, &served);
+        let answers: Vec<_> = std::mem::take(&mut held).into_iter().chain(answered.try_iter()).collect();
+        for (id, call, outcome) in answers {
+            if halts.holds(call.tid) {
+                held.push((id, call, outcome));
+                continue;
+            }
             if served.get(&call.tid) == Some(&id) {
                 served.remove(&call.tid);
                 if matches!(outcome, Ok(Answer::Grow(..))) && view.level() == Level::Idle {
@@ -168,7 +184,7 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
                     crate::loops::install(view);
                     tracer.grow(filter(view), tasks.iter().copied());
                 }
-                perform(tracer, &call, outcome);
+                perform(tracer, &call, outcome, &halts.gifts_of(call.tid));
             }
         }
         if status.is_some() {
@@ -198,9 +214,125 @@ fn serve(tracer: &Tracer, view: &Arc<View>, child: Pid, signals: &SigSet) -> Res
     }
 }
 
+/// What is to be done to a process whose descriptors are changed (`reread.rs`).
+pub(crate) enum Errand {
+    /// All its threads are to stand still; the answer comes when they do.
+    Halt(Pid, mpsc::Sender<()>),
+    /// It gets a descriptor.
+    Give(Pid, Gift, mpsc::Sender<Result<()>>),
+    /// It is to go on.
+    LetGo(Pid),
+}
+
+/// Processes whose threads stand still.
+#[derive(Default)]
+struct Halts {
+    halted: HashMap<Pid, Halt>,
+    /// What processes all of whose threads stand at calls are given, when the first of those is answered.
+    gifts: HashMap<Pid, Vec<Gift>>,
+}
+
+struct Halt {
+    /// Threads that were asked.
+    asked: HashSet<Pid>,
+    /// Those that stand still, and whether they did before.
+    standing: HashMap<Pid, bool>,
+    reply: Option<mpsc::Sender<()>>,
+}
+
+impl Halts {
+    /// Whether a task belongs to such a process.
+    fn holds(&self, tid: Pid) -> bool {
+        !self.halted.is_empty() && Task(tid).leader().is_ok_and(|leader| self.halted.contains_key(&leader))
+    }
+
+    /// What the process of a task is to be given now.
+    fn gifts_of(&mut self, tid: Pid) -> Vec<Gift> {
+        if self.gifts.is_empty() {
+            return Vec::new();
+        }
+        self.gifts.remove(&Task(tid).leader().unwrap_or(tid)).unwrap_or_default()
+    }
+
+    fn stands(&mut self, tracer: &Tracer, tid: Pid, stood: bool) {
+        let leader = Task(tid).leader().unwrap_or(tid);
+        match self.halted.get_mut(&leader) {
+            Some(halt) => drop(halt.standing.insert(tid, stood)),
+            None => drop(tracer.let_go(tid, stood)),
+        }
+    }
+
+    fn ended(&mut self, tid: Pid) {
+        self.gifts.remove(&tid);
+        for halt in self.halted.values_mut() {
+            halt.asked.remove(&tid);
+            halt.standing.remove(&tid);
+        }
+    }
+
+    fn run(&mut self, tracer: &Tracer, errand: Errand, served: &HashMap<Pid, u64>) {
+        match errand {
+            Errand::Halt(pid, reply) => {
+                let halt = Halt { asked: HashSet::new(), standing: HashMap::new(), reply: Some(reply) };
+                self.halted.insert(pid, halt);
+            }
+            Errand::Give(pid, gift, reply) => {
+                let standing = self.halted.get(&pid).and_then(|halt| halt.standing.keys().next().copied());
+                let is_served = |tid: &Pid| served.contains_key(tid);
+                let done = match standing {
+                    Some(tid) => tracer.with(tid, |stopped| gift.give(stopped)),
+                    None if Task(pid).threads().iter().any(is_served) => {
+                        self.gifts.entry(pid).or_default().push(gift);
+                        Ok(())
+                    }
+                    None => Err(Errno::EBUSY),
+                };
+                let _ = reply.send(done);
+            }
+            Errand::LetGo(pid) => {
+                let Some(halt) = self.halted.remove(&pid) else { return };
+                for tid in halt.asked {
+                    // One that ended meanwhile is seen by the next wait.
+                    match halt.standing.get(&tid) {
+                        Some(stood) => drop(tracer.let_go(tid, *stood)),
+                        None => tracer.let_be(tid),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks threads that were not asked yet, and answers who waits for processes all of which stands.
+    fn advance(&mut self, tracer: &Tracer, served: &HashMap<Pid, u64>) {
+        for (pid, halt) in &mut self.halted {
+            if halt.reply.is_none() {
+                continue;
+            }
+            let mut is_done = true;
+            for tid in Task(*pid).threads() {
+                // At a call it stands, and one that waits for a child that has its memory makes none.
+                let stands = halt.standing.contains_key(&tid) || served.contains_key(&tid);
+                if stands || Task(tid).state() == Some('D') {
+                    continue;
+                }
+                if halt.asked.contains(&tid) || tracer.halt(tid).is_ok() {
+                    halt.asked.insert(tid);
+                    is_done = false;
+                }
+            }
+            if let Some(reply) = halt.reply.take_if(|_| is_done) {
+                let _ = reply.send(());
+            }
+        }
+    }
+}
+
 /// Does to a task what was decided.
-fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
+fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome, gifts: &[Gift]) {
     let tid = call.tid;
+    if !gifts.is_empty() {
+        return perform_with(tracer, call, outcome, gifts);
+    }
     let done = match outcome {
         Ok(Answer::GoOn | Answer::Grow(_, Meanwhile::GoOn | Meanwhile::Again)) => tracer.resume(tid, 0),
         Ok(Answer::Value(value) | Answer::Grow(_, Meanwhile::Value(value))) => tracer.value(tid, value),
@@ -232,6 +364,33 @@ fn perform(tracer: &Tracer, call: &Notification, outcome: Outcome) {
             Ok(())
         }),
     };
+    settled(tid, done);
+}
+
+/// The same for one that is given something else first.
+fn perform_with(tracer: &Tracer, call: &Notification, outcome: Outcome, gifts: &[Gift]) {
+    let made = tracer.instead(call.tid, |stopped| {
+        for gift in gifts {
+            if let Err(errno) = gift.give(stopped) {
+                tracing::debug!(tid = call.tid.as_raw(), "it goes on with the file below: {}", errno.desc());
+            }
+        }
+        match outcome {
+            Ok(Answer::Value(value) | Answer::Grow(_, Meanwhile::Value(value))) => stopped.set_result(value),
+            Ok(Answer::Fd { fd, close_on_exec, on_its_way: _on_its_way }) => {
+                let number = stopped.give(fd.as_fd(), close_on_exec)?;
+                stopped.set_result(number.into());
+            }
+            // It comes again: what is decided so has not changed anything yet.
+            Ok(_) => stopped.make_call_again(call.number, call.args[0]),
+            Err(errno) => stopped.set_result(-(errno as i64)),
+        }
+        Ok(())
+    });
+    settled(call.tid, made);
+}
+
+fn settled(tid: Pid, done: Result<()>) {
     match done {
         // It died, which is its business.
         Ok(()) | Err(Errno::ESRCH) => {}

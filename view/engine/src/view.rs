@@ -68,6 +68,8 @@ pub(crate) struct View {
     pub(crate) lent: crate::lent::Lent,
     /// Those of them that are shown with other numbers.
     pub(crate) renumbered: crate::renumbered::Renumbered,
+    /// Files that were copied up while processes had what is below open.
+    pub(crate) rereads: crate::reread::Rereads,
     /// What is kept about processes.
     pub(crate) states: crate::states::States,
     /// Some process has a root of its own.
@@ -90,6 +92,8 @@ pub(crate) struct View {
     pub sources: Mutex<Vec<Arc<Source>>>,
     /// What is caught.
     level: RwLock<Level>,
+    /// How many filters each process was given.
+    pub filters: AtomicU32,
     /// One growth at a time.
     pub growing: Mutex<()>,
     /// Whoever grows has asked all processes to stop; they will get a filter of this level.
@@ -130,6 +134,7 @@ impl View {
             programs: Mutex::default(),
             lent: crate::lent::Lent::default(),
             renumbered: crate::renumbered::Renumbered::default(),
+            rereads: crate::reread::Rereads::default(),
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),
@@ -141,6 +146,7 @@ impl View {
             name: RwLock::new(name),
             sources: Mutex::default(),
             level: RwLock::new(Level::Idle),
+            filters: AtomicU32::new(0),
             growing: Mutex::default(),
             coming: Mutex::new(Level::Idle),
             passing: Mutex::default(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use veduta_api::Interrupt;
 use veduta_trace::Task;
@@ -14,6 +15,8 @@ use crate::turn::Server;
 struct Served {
     number: u64,
     task: Task,
+    /// By which its listener knows it.
+    id: u64,
     interrupt: Interrupt,
     server: Option<Arc<Server>>,
     since: Instant,
@@ -44,11 +47,17 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Serves a call under the watch.
-pub(crate) fn over<T>(task: Task, name: &str, interrupt: &Interrupt, work: impl FnOnce() -> T) -> T {
+pub(crate) fn over<T>(
+    (task, id): (Task, u64),
+    name: &str,
+    interrupt: &Interrupt,
+    work: impl FnOnce() -> T,
+) -> T {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     CALLS.lock().push(Served {
         number,
         task,
+        id,
         interrupt: interrupt.clone(),
         server: Server::current(),
         since: Instant::now(),
@@ -57,6 +66,11 @@ pub(crate) fn over<T>(task: Task, name: &str, interrupt: &Interrupt, work: impl 
     let result = work();
     CALLS.lock().retain(|call| call.number != number);
     result
+}
+
+/// By which number the listener knows the call of a task, if one is being served.
+pub(crate) fn served(tid: Pid) -> Option<u64> {
+    CALLS.lock().iter().find(|call| call.task.0 == tid).map(|call| call.id)
 }
 
 /// Starts the watch, which lasts until the process ends.

@@ -60,6 +60,7 @@ struct RawAddFd {
 }
 
 const CONTINUE: u32 = 1;
+const ADDFD_SETFD: u32 = 1;
 const ADDFD_SEND: u32 = 2;
 const SYNC_WAKE_UP: i32 = 1;
 
@@ -144,9 +145,24 @@ impl Listener {
         }
     }
 
+    /// Puts a descriptor in the place of the one that the task has under a number, in one step. The call goes on waiting.
+    pub fn replace(&self, id: u64, fd: BorrowedFd<'_>, number: RawFd, close_on_exec: bool) -> Result<()> {
+        self.add_as(id, fd, (ADDFD_SETFD, number), close_on_exec).map(drop)
+    }
+
     fn add(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool, flags: u32) -> Result<RawFd> {
+        self.add_as(id, fd, (flags, 0), close_on_exec)
+    }
+
+    fn add_as(
+        &self,
+        id: u64,
+        fd: BorrowedFd<'_>,
+        (flags, number): (u32, RawFd),
+        close_on_exec: bool,
+    ) -> Result<RawFd> {
         let newfd_flags = if close_on_exec { nix::libc::O_CLOEXEC as u32 } else { 0 };
-        let raw = RawAddFd { id, flags, srcfd: fd.as_raw_fd() as u32, newfd: 0, newfd_flags };
+        let raw = RawAddFd { id, flags, srcfd: fd.as_raw_fd() as u32, newfd: number as u32, newfd_flags };
         loop {
             // SAFETY: `raw` has the kernel's layout and lives through the call.
             match unsafe { ioctls::add_fd(self.raw(), &raw const raw) } {

@@ -77,6 +77,47 @@ impl Registers {
         [self.0.rdi, self.0.rsi, self.0.rdx, self.0.r10, self.0.r8, self.0.r9] = args;
     }
 
+    /// Whether it stands behind a call that the kernel does not make again after a stop, though nothing came for the program (signal(7): "even in the absence
+    /// of signal handlers").
+    fn was_disturbed(&self) -> bool {
+        const NEVER_AGAIN: &[i64] = &[
+            libc::SYS_epoll_wait,
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+            libc::SYS_rt_sigtimedwait,
+            libc::SYS_semop,
+            libc::SYS_semtimedop,
+            libc::SYS_io_getevents,
+            // Of sockets for which a longest time was set.
+            libc::SYS_read,
+            libc::SYS_readv,
+            libc::SYS_write,
+            libc::SYS_writev,
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_recvmmsg,
+            libc::SYS_sendto,
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
+            libc::SYS_accept,
+            libc::SYS_accept4,
+        ];
+        let number = self.number().map(i64::from);
+        self.result() == -(Errno::EINTR as i64) && number.is_some_and(|number| NEVER_AGAIN.contains(&number))
+    }
+
+    /// Says of that call that it is to be made again.
+    fn restart(&mut self) {
+        self.0.rax = ERESTARTNOINTR as u64;
+    }
+
+    /// Goes back to before a call that was left out.
+    fn call_again(&mut self, number: u32, _first: u64) {
+        self.0.rax = number.into();
+        self.0.orig_rax = u64::MAX;
+        self.0.rip -= Self::SYSCALL.len() as u64;
+    }
+
     /// What the kernel does with a call that a stop cut short, which it cannot do once we have run another.
     fn restarted(mut self) -> Self {
         if self.number().is_none() {
@@ -137,6 +178,19 @@ impl Registers {
         self.0.regs[..6].copy_from_slice(&args);
     }
 
+    /// Its arguments would be lost: it returns `EINTR`, as after a stop by job control.
+    fn was_disturbed(&self) -> bool {
+        false
+    }
+
+    fn restart(&mut self) {}
+
+    fn call_again(&mut self, number: u32, first: u64) {
+        self.0.regs[8] = number.into();
+        self.0.regs[0] = first;
+        self.0.pc -= Self::SYSCALL.len() as u64;
+    }
+
     /// What the kernel does with a call that a stop cut short. The first argument is lost where the result is, and only the
     /// kernel still has it: such a call returns `EINTR`.
     fn restarted(mut self) -> Self {
@@ -147,11 +201,28 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// Those of a task that stopped because it was asked to.
+    fn undisturbed(tid: Pid) -> Result<Self> {
+        let mut registers = Self::load(tid)?;
+        if registers.was_disturbed() && !Task(tid).has_signal() {
+            registers.restart();
+        }
+        Ok(registers)
+    }
+}
+
 /// Calls that make a process.
 #[cfg(target_arch = "x86_64")]
 const FORKS: &[i64] = &[libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
 #[cfg(target_arch = "aarch64")]
 const FORKS: &[i64] = &[libc::SYS_clone, libc::SYS_clone3];
+
+/// Whether a task waits in `vfork(2)`, as [`Attached::waits_for_child`] says.
+pub fn waits_for_child(tid: Pid) -> bool {
+    let number = Task(tid).blocked_in().ok().flatten();
+    number.is_some_and(|number| FORKS.contains(&i64::from(number)))
+}
 
 /// A task that was asked to stop.
 pub struct Attached {
@@ -197,8 +268,7 @@ impl Attached {
     /// Whether it waits in `vfork(2)` (or a form of `clone(2)` that waits like it) until its child runs a program. It does
     /// not stop before that, but does stop before it runs again itself.
     pub fn waits_for_child(&self) -> bool {
-        let number = Task(self.tid).blocked_in().ok().flatten();
-        number.is_some_and(|number| FORKS.contains(&i64::from(number)))
+        waits_for_child(self.tid)
     }
 
     /// Waits until it stands. `ESRCH` if it died.
@@ -221,7 +291,7 @@ impl Attached {
                 }
             }
         }
-        stopped.saved = Some(Registers::load(stopped.tid)?);
+        stopped.saved = Some(Registers::undisturbed(stopped.tid)?);
         Ok(stopped)
     }
 }
@@ -373,8 +443,15 @@ impl Stopped {
     /// A task of a tracer that stands where it was asked to.
     pub(crate) fn standing(tid: Pid) -> Result<Self> {
         let mut stopped = Self::new(tid, Task(tid).leader()?, true);
-        stopped.saved = Some(Registers::load(tid)?);
+        stopped.saved = Some(Registers::undisturbed(tid)?);
         Ok(stopped)
+    }
+
+    /// The call that was left out is to be made after all; `first` is its first argument.
+    pub fn make_call_again(&mut self, number: u32, first: u64) {
+        if let Some(saved) = &mut self.saved {
+            saved.call_again(number, first);
+        }
     }
 
     /// Gives the task a descriptor, under the lowest number that is free.
@@ -414,6 +491,24 @@ impl Stopped {
         let moved = self.call(libc::SYS_dup3 as u32, [number, lower, flags, 0, 0, 0]);
         self.call(libc::SYS_close as u32, [number, 0, 0, 0, 0, 0])?;
         moved.map(|number| number as RawFd)
+    }
+
+    /// Puts a descriptor in the place of the one that the task has under a number, in one step.
+    pub fn replace(&mut self, fd: BorrowedFd<'_>, number: RawFd, close_on_exec: bool) -> Result<()> {
+        let mut room = None;
+        let new = match self.give_below(fd, true, u64::MAX) {
+            Err(Errno::EMFILE) => {
+                room = Some(MoreRoom::new(self.leader, 3)?);
+                self.give_below(fd, true, u64::MAX)
+            }
+            done => done,
+        };
+        let new = new? as u64;
+        let flags = if close_on_exec { libc::O_CLOEXEC as u64 } else { 0 };
+        let moved = self.call(libc::SYS_dup3 as u32, [new, number as u64, flags, 0, 0, 0]);
+        self.call(libc::SYS_close as u32, [new, 0, 0, 0, 0, 0])?;
+        drop(room);
+        moved.map(drop)
     }
 
     /// Sends a descriptor through a socket pair of the task's, and has the task receive it.

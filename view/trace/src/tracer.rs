@@ -30,6 +30,8 @@ pub enum Happening {
     Ended(Pid, i32),
     /// A process was stopped by job control.
     Halted(Pid),
+    /// A task that was asked to stands still, until it is let go; and whether it did before, by job control.
+    Stands(Pid, bool),
     /// A task could not be given a larger filter. It stands still.
     Blind(Pid, Errno),
     /// Nothing for now.
@@ -63,6 +65,10 @@ pub struct Tracer {
     every_call: bool,
     /// Tasks that may have the old filter only.
     behind: RefCell<HashSet<Pid>>,
+    /// Tasks that were asked to stand still.
+    wanted: RefCell<HashSet<Pid>>,
+    /// Those that need not any more, and will stop once.
+    unwanted: RefCell<HashSet<Pid>>,
     /// Numbers that no task has any more, of which nobody was told.
     gone: RefCell<Vec<Pid>>,
 }
@@ -74,6 +80,8 @@ impl Tracer {
             filter: RefCell::new(Program::new(Vec::new(), 0)),
             every_call,
             behind: RefCell::default(),
+            wanted: RefCell::default(),
+            unwanted: RefCell::default(),
             gone: RefCell::default(),
         };
         tracer.set_filter(filter);
@@ -97,6 +105,36 @@ impl Tracer {
             // One that ended is seen by the next wait.
             let _ = ptrace::interrupt(tid);
         }
+    }
+
+    /// Asks a task to stand still.
+    pub fn halt(&self, tid: Pid) -> Result<()> {
+        ptrace::interrupt(tid)?;
+        self.wanted.borrow_mut().insert(tid);
+        Ok(())
+    }
+
+    /// It need not stand still any more, though it does not yet.
+    pub fn let_be(&self, tid: Pid) {
+        if self.wanted.borrow_mut().remove(&tid) {
+            self.unwanted.borrow_mut().insert(tid);
+        }
+    }
+
+    /// Lets a task go on that stands still, as if nothing had been.
+    pub fn let_go(&self, tid: Pid, stood: bool) -> Result<()> {
+        // Calls that the kernel would not make again are set right by that.
+        drop(Stopped::standing(tid)?);
+        if stood {
+            // It is stopped by job control, and says so once more.
+            let _ = ptrace::interrupt(tid);
+        }
+        self.resume(tid, 0)
+    }
+
+    /// Does something with a task that stands still.
+    pub fn with<T>(&self, tid: Pid, work: impl FnOnce(&mut Stopped) -> Result<T>) -> Result<T> {
+        work(&mut Stopped::standing(tid)?)
     }
 
     /// Gives the process of a task that stands still the larger filter, if it is behind.
@@ -137,7 +175,7 @@ impl Tracer {
     /// Lets a task run, with a signal or 0.
     pub fn resume(&self, tid: Pid, signal: i32) -> Result<()> {
         let request = if self.every_call { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
-        if self.behind.borrow().contains(&tid) {
+        if self.behind.borrow().contains(&tid) || self.wanted.borrow().contains(&tid) {
             // Any stop takes the place of the one that was asked for.
             let _ = ptrace::interrupt(tid);
         }
@@ -208,6 +246,12 @@ impl Tracer {
                     _ => drop(self.resume(tid, 0)),
                 },
                 (0, signal) => drop(self.resume(tid, signal)),
+                (EVENT_STOP, signal) if self.wanted.borrow_mut().remove(&tid) => {
+                    return Happening::Stands(tid, signal != libc::SIGTRAP);
+                }
+                (EVENT_STOP, libc::SIGTRAP) if self.unwanted.borrow_mut().remove(&tid) => {
+                    let _ = self.let_go(tid, false);
+                }
                 (EVENT_STOP, signal) if self.behind.borrow().contains(&tid) => {
                     if let Err(errno) = self.catch_up(tid) {
                         return Happening::Blind(tid, errno);
