@@ -221,6 +221,46 @@ check "export, packed: zstd reads it" bash -c "zstd -dc layer.tar.zst | cmp - la
 mv u u1; mkdir u
 check "import" "$VEDUTA" import --lower b u layer.tar.zst
 over; same "import: the same tree" "$merged" "$(tree_hash m)"; unmount "$TMP/m"
+# Holes: of every shape, and in every form that others write.
+fresh; over
+{ truncate -s 3M m/h1; printf x | dd of=m/h1 bs=1 seek=1000000 conv=notrunc
+  truncate -s 5000001 m/h2; printf tail >>m/h2; truncate -s 70000 m/h3
+  for n in $(seq 0 60); do echo "$n"; done >m/h4; truncate -s 2M m/h4; printf y | dd of=m/h4 bs=1 seek=1500000 conv=notrunc
+  truncate -s 20G m/h5; printf z | dd of=m/h5 bs=1 seek=10G conv=notrunc; : >m/h6; } 2>/dev/null
+name=$(printf 'long%.0s' $(seq 50)); mkdir -p "m/$name" && truncate -s 1M "m/$name/$name"
+sums() { (cd "$1" && rm -f h5 && find h? long* -type f -exec sha256sum {} + | sort -k 2); }
+unmount "$TMP/m"
+check "export --sparse" "$VEDUTA" export --sparse u -o sparse.tar
+same "export --sparse: holes are left out" yes "$([ "$(stat -c %s sparse.tar)" -lt 200000 ] && echo yes)"
+mkdir u.tar u.bsd; tar --xattrs -C u.tar -xf sparse.tar
+same "export --sparse: tar makes the same files" "$(find u -name 'h?' -printf '%f %s\n' | sort)" "$(find u.tar -name 'h?' -printf '%f %s\n' | sort)"
+same "export --sparse: byte for byte, also of 20 GiB" "z" "$(dd if=u.tar/h5 bs=1 skip=10G count=1 status=none)"
+holes() { find "$1" -size +100k -type f -printf '%b\n' | awk '$1 > 300 { print }'; }
+same "export --sparse: tar makes holes" "" "$(holes u.tar)"
+if command -v bsdtar >/dev/null; then
+    bsdtar -C u.bsd -xf sparse.tar
+    same "export --sparse: bsdtar makes the same files" "$(sums u.tar)" "$(sums u.bsd)"
+    bsdtar --format=pax -C u.tar -cf form-bsd.tar .
+else
+    skip "bsdtar is missing"
+fi
+mv u kept
+for form in 1.0 0.1 0.0; do tar --format=pax --sparse --sparse-version="$form" -C u.tar -cf "form-$form.tar" .; done
+tar --format=gnu --sparse -C u.tar -cf form-gnu.tar .
+for archive in sparse.tar form-*.tar; do
+    rm -rf u; mkdir u
+    check "import of $archive" "$VEDUTA" import --lower b u "$archive"
+    same "import of $archive: makes holes" "" "$(holes u)"
+    same "import of $archive: the same files" "$(sums u.tar)" "$(sums u)"
+done
+rm -f kept/h5; check "export: in full without --sparse" "$VEDUTA" export --lower b kept -o full.tar
+same "export: in full: every reader has the content" "$(sums kept)" "$(rm -rf u; mkdir u; python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' full.tar u; sums u)"
+same "export --sparse: tar made the same content" "$(sums kept)" "$(sums u.tar)"
+same "export: in full: no entry has a map" 0 "$(grep -ac GNU.sparse full.tar)"
+rm -rf u; mkdir u; check "import of that" "$VEDUTA" import --lower b u full.tar
+same "import of that: makes holes of zeros" "" "$(holes u)"
+same "import of that: the same files" "$(sums kept)" "$(sums u)"
+rm -rf kept u.tar u.bsd; fresh
 mkdir -p oci/d; : >oci/d/.wh..wh..opq; echo n >oci/d/n; tar -C oci -cf opq.tar d/.wh..wh..opq d/n
 rm -rf u; mkdir u b/d; echo o >b/d/o
 check "import of an opaque directory" "$VEDUTA" import --lower b u opq.tar

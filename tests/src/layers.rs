@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use veduta_api::{Attr, Filesystem, Ino, Kind, NewNode, OpenFlags, Perm, XattrMode};
 use veduta_tree::memory::{Memory, Setup as Blank};
-use veduta_viewfs::{Mode, Place, Setup, Upper, Watch};
+use veduta_viewfs::{Holes, Mode, Place, Setup, Upper, Watch};
 
 use crate::{Limits, Seen, exercise};
 
@@ -114,11 +114,11 @@ fn tree_dir(tree: &Memory, dir: Ino, name: &OsStr) -> Option<Ino> {
 }
 
 /// An archive, imported into an empty layer, and what is made of that: a diff, an archive again, a commit.
-pub(crate) fn archive(mut bytes: &[u8]) -> Option<Seen> {
+pub(crate) fn archive(bytes: &[u8]) -> Option<Seen> {
     let (upper, lower) = (blank(), blank());
     populate(&lower, 1, Ino::ROOT);
     let layer = Upper::new(place(&upper), vec![place(&lower)]).ok()?;
-    let imported = layer.import(&mut bytes, &mut Quiet);
+    let imported = layer.import(&mut &*bytes, &mut Quiet);
     let setup = Setup {
         mode: Mode::Cow,
         upper: Some(place(&upper)),
@@ -130,10 +130,11 @@ pub(crate) fn archive(mut bytes: &[u8]) -> Option<Seen> {
     let mut seen = exercise(&*tree, Limits::FUZZ);
     seen.errors += usize::from(imported.is_err());
     let mut again = Vec::new();
+    let holes = if bytes.len() % 2 == 0 { Holes::Zeros } else { Holes::Sparse };
     let none: &[PathBuf] = &[];
     let followed = [
         layer.diff(&mut Quiet).err(),
-        layer.export(&mut again, &mut Quiet).err(),
+        layer.export(&mut again, holes, &mut Quiet).err(),
         layer.commit(none, false, true, &mut Quiet).err(),
     ];
     seen.errors += followed.iter().flatten().count();

@@ -61,4 +61,4 @@ mod vstat;
 
 pub use options::Viewfs;
 pub use setup::{Durability, Mode, Place, Setup};
-pub use upper::{Change, Conflict, Outcome, Upper, Watch, What};
+pub use upper::{Change, Conflict, Holes, Outcome, Upper, Watch, What};

@@ -684,6 +684,10 @@ pub(crate) struct Export {
     /// The archive to make: compressed if it ends in .zst; - is standard output
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Leave holes of files out, in the form of GNU tar. Layers of container images should have none: docker and podman unpack such files, but
+    /// cannot make the same archive of them again
+    #[arg(long)]
+    pub(crate) sparse: bool,
     #[command(flatten)]
     pub(crate) layer: OneLayer,
 }

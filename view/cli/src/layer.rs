@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use veduta_api::{Attr, Errno, Kind, MountError};
 use veduta_fuse::Below;
-use veduta_viewfs::{Change, Upper, Watch, What};
+use veduta_viewfs::{Change, Holes, Upper, Watch, What};
 
 use crate::args;
 use crate::failure::{Failure, shown};
@@ -117,6 +117,7 @@ pub(crate) fn export(args: &args::Export) -> Result<(), Failure> {
     let (upper, name) = open(&args.layer)?;
     let failed =
         |error: &std::io::Error| Failure::system(format!("{}: {error}", shown(args.output.as_os_str())));
+    let holes = if args.sparse { Holes::Sparse } else { Holes::Zeros };
     let watch = &mut Progress::new();
     if args.output == Path::new("-") {
         let stdout = std::io::stdout();
@@ -124,7 +125,7 @@ pub(crate) fn export(args: &args::Export) -> Result<(), Failure> {
             return Err(Failure::usage("an archive is not written to a terminal: -o FILE"));
         }
         let mut out = BufWriter::new(stdout.lock());
-        upper.export(&mut out, watch).map_err(|error| Failure::layer(&name, &error))?;
+        upper.export(&mut out, holes, watch).map_err(|error| Failure::layer(&name, &error))?;
         return out.flush().map_err(|error| output_failed(&error));
     }
     // Beside it first: a half of an archive is never under its name.
@@ -133,11 +134,11 @@ pub(crate) fn export(args: &args::Export) -> Result<(), Failure> {
     let mut file = tempfile::NamedTempFile::new_in(parent).map_err(|error| failed(&error))?;
     if args.output.extension().is_some_and(|extension| extension == "zst") {
         let mut packed = zstd::Encoder::new(&mut file, 0).map_err(|error| failed(&error))?;
-        upper.export(&mut packed, watch).map_err(|error| Failure::layer(&name, &error))?;
+        upper.export(&mut packed, holes, watch).map_err(|error| Failure::layer(&name, &error))?;
         packed.finish().map_err(|error| failed(&error))?;
     } else {
         let mut out = BufWriter::new(&mut file);
-        upper.export(&mut out, watch).map_err(|error| Failure::layer(&name, &error))?;
+        upper.export(&mut out, holes, watch).map_err(|error| Failure::layer(&name, &error))?;
         out.flush().map_err(|error| failed(&error))?;
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);

@@ -3,12 +3,17 @@
 //! A tar file of what was added or changed, whole; a name that went is an empty file `.wh.NAME`; a directory that shows nothing of
 //! those below holds `.wh..wh..opq`. Attributes are `SCHILY.xattr.NAME` in pax headers, times have their nanoseconds there.
 //!
+//! Holes are written as zeros, or left out if that is asked for: the specification advises against it. Programs that read layers with Go's
+//! library unpack such files whole; those that put layers together again (tar-split, in docker and containers/storage) then make another archive of
+//! them. What is read in as zeros, blocks of 4 KiB, becomes a hole.
+//!
 //! What is imported is never believed: names are taken one by one from the root of the layer, through directories only, and the merged tree
 //! does with them what a user could do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +25,7 @@ use veduta_api::{
 };
 
 use super::diff::{Comparison, xattrs};
+use super::sparse::{self, Told};
 use super::{Change, Upper, Watch, What, walk};
 use veduta_tree::memory::{self, Memory};
 
@@ -35,9 +41,22 @@ const XATTR: &str = "SCHILY.xattr.";
 const NAME_MAX: usize = 255;
 const VALUE_MAX: usize = 65_536;
 
+/// Bytes; zeros of which a hole is made.
+const HOLE: usize = 4096;
+
+/// How files with holes are in an archive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Holes {
+    /// As zeros.
+    #[default]
+    Zeros,
+    /// Left out, as GNU tar does it.
+    Sparse,
+}
+
 impl Upper {
     /// Writes what was changed as an archive, and says how many entries it has.
-    pub fn export(&self, to: &mut dyn Write, watch: &mut dyn Watch) -> Result<u64, MountError> {
+    pub fn export(&self, to: &mut dyn Write, holes: Holes, watch: &mut dyn Watch) -> Result<u64, MountError> {
         self.wants_lower()?;
         let (merged, below) = (self.merged()?, self.below()?);
         let found = Comparison { upper: self, merged: &merged, below: &below }.run(watch)?;
@@ -52,7 +71,7 @@ impl Upper {
             watch.file();
             let written = match change.what {
                 What::Deleted => append_whiteout(&mut archive, &change.path),
-                _ => append(&mut archive, &merged, change, &mut links, watch),
+                _ => append(&mut archive, &merged, change, holes, &mut links, watch),
             };
             written.map_err(|error| failed(&change.path, &error))?;
             count += 1;
@@ -122,6 +141,7 @@ fn append(
     archive: &mut tar::Builder<&mut dyn Write>,
     merged: &Tree,
     change: &Change,
+    holes: Holes,
     links: &mut HashMap<u64, PathBuf>,
     watch: &mut dyn Watch,
 ) -> io::Result<()> {
@@ -153,8 +173,30 @@ fn append(
         return append_data(archive, &mut header, pax, &change.path, &mut io::empty());
     }
     let file = merged.open(entry.ino, OpenFlags::READ).map_err(io_error)?;
-    let mut reader = Reader { file, at: 0, left: attr.size, watch };
-    append_data(archive, &mut header, pax, &change.path, &mut reader)
+    let data = match holes {
+        Holes::Sparse => Some(sparse::data_of(&*file, attr.size).map_err(io_error)?),
+        Holes::Zeros => None,
+    };
+    let Some((ranges, true)) = data else {
+        let whole = 0..attr.size;
+        let mut reader = Reader { file, ranges: vec![whole], watch };
+        return append_data(archive, &mut header, pax, &change.path, &mut reader);
+    };
+    let map = sparse::map(&ranges, attr.size);
+    header.set_size(map.len() as u64 + ranges.iter().map(|range| range.end - range.start).sum::<u64>());
+    for (key, value) in [
+        ("major", b"1".to_vec()),
+        ("minor", b"0".to_vec()),
+        ("name", change.path.as_os_str().as_bytes().to_vec()),
+        ("realsize", attr.size.to_string().into_bytes()),
+    ] {
+        pax.insert(format!("GNU.sparse.{key}"), value);
+    }
+    let name = change.path.file_name().unwrap_or_default();
+    // What the file is called by who does not know this form.
+    let path = change.path.with_file_name("GNUSparseFile.0").join(name);
+    let reader = Reader { file, ranges: ranges.into_iter().rev().collect(), watch };
+    append_data(archive, &mut header, pax, &path, &mut map.chain(reader))
 }
 
 fn set_target(header: &mut Header, pax: &mut BTreeMap<String, Vec<u8>>, target: &OsStr) -> io::Result<()> {
@@ -219,26 +261,29 @@ fn parse_decimal(text: &str) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanos })
 }
 
-/// The content of a file; as long as it was said to be, with zeros if it has become shorter.
+/// The content of a file, as long as it was said to be.
 struct Reader<'a> {
     file: Arc<dyn File>,
-    at: u64,
-    left: u64,
+    /// What is left, the last first.
+    ranges: Vec<Range<u64>>,
     watch: &'a mut dyn Watch,
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        while self.ranges.last().is_some_and(Range::is_empty) {
+            self.ranges.pop();
+        }
+        let Some(range) = self.ranges.last_mut() else { return Ok(0) };
+        let want = buf.len().min(usize::try_from(range.end - range.start).unwrap_or(usize::MAX));
         if want == 0 {
             return Ok(0);
         }
-        let read = self.file.read_at(&mut buf[..want], self.at).map_err(io_error)?;
+        let read = self.file.read_at(&mut buf[..want], range.start).map_err(io_error)?;
         if read == 0 {
             return Err(io::Error::other("the file has become shorter while it was read"));
         }
-        self.at += read as u64;
-        self.left -= read as u64;
+        range.start += read as u64;
         self.watch.bytes(read as u64);
         Ok(read)
     }
@@ -253,9 +298,12 @@ fn unpack(tree: &Tree, from: &mut dyn Read, watch: &mut dyn Watch) -> Result<u64
     let mut count = 0;
     for entry in archive.entries().map_err(wrong)? {
         let mut entry = entry.map_err(wrong)?;
-        let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
+        let named = entry.path_bytes().into_owned();
+        let told = told_of_holes(&mut entry).map_err(|error| failed(&as_path(named.clone()), &error))?;
+        let path = as_path(told.name().map_or(named, <[u8]>::to_vec));
         watch.file();
-        unpack_one(tree, &mut entry, &path, &mut times, watch).map_err(|error| failed(&path, &error))?;
+        unpack_one(tree, &mut entry, &path, told, &mut times, watch)
+            .map_err(|error| failed(&path, &error))?;
         count += 1;
     }
     for (ino, changes) in times.into_iter().rev() {
@@ -266,6 +314,19 @@ fn unpack(tree: &Tree, from: &mut dyn Read, watch: &mut dyn Watch) -> Result<u64
         }
     }
     Ok(count)
+}
+
+fn as_path(name: Vec<u8>) -> PathBuf {
+    OsString::from_vec(name).into()
+}
+
+fn told_of_holes(entry: &mut tar::Entry<'_, &mut dyn Read>) -> io::Result<Told> {
+    let mut told = Told::default();
+    for extension in entry.pax_extensions()?.into_iter().flatten() {
+        let extension = extension?;
+        told.take(extension.key_bytes(), extension.value_bytes())?;
+    }
+    Ok(told)
 }
 
 /// The names of a path of an archive. What leads out of the tree is an error.
@@ -285,6 +346,7 @@ fn unpack_one(
     tree: &Tree,
     entry: &mut tar::Entry<'_, &mut dyn Read>,
     path: &Path,
+    told: Told,
     times: &mut Vec<(Ino, SetAttr)>,
     watch: &mut dyn Watch,
 ) -> io::Result<()> {
@@ -329,7 +391,24 @@ fn unpack_one(
             remove_tree(tree, dir, name).map_err(io_error)?;
             let new = facts.node(Kind::File);
             let (made, file) = tree.create(dir, name, &new, OpenFlags::READ_WRITE).map_err(io_error)?;
-            copy_in(entry, &*file, watch)?;
+            let size = match told.layout(entry)? {
+                None => copy_in(entry, &*file, 0, watch)?,
+                Some(layout) => {
+                    for range in layout.ranges {
+                        let mut part = entry.take(range.end - range.start);
+                        if copy_in(&mut part, &*file, range.start, watch)? != range.end {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                    }
+                    layout.size
+                }
+            };
+            // A hole at the end.
+            let changes = SetAttr { size: Some(size), ..SetAttr::default() };
+            if tree.getattr(made.ino).map_err(io_error)?.size < size {
+                tree.setattr(made.ino, &changes).map_err(io_error)?;
+            }
+            file.flush().map_err(io_error)?;
             made.ino
         }
         EntryType::Char | EntryType::Block | EntryType::Fifo => {
@@ -357,18 +436,54 @@ fn unpack_one(
     Ok(())
 }
 
-fn copy_in(from: &mut dyn Read, to: &dyn File, watch: &mut dyn Watch) -> io::Result<()> {
+/// Writes content to a new file from an offset on, and says where it ends. Blocks that are all zeros are left out, also at the end.
+fn copy_in(from: &mut dyn Read, to: &dyn File, mut at: u64, watch: &mut dyn Watch) -> io::Result<u64> {
     let mut buf = vec![0; 1 << 16];
-    let mut at = 0;
     loop {
-        let read = from.read(&mut buf)?;
-        if read == 0 {
-            return Ok(());
+        // So that the next piece begins with a block.
+        let until = buf.len() - at as usize % HOLE;
+        let read = fill(from, &mut buf[..until])?;
+        for data in data_in(&buf[..read], at) {
+            let offset = at + data.start as u64;
+            write_all(to, &buf[data], offset).map_err(io_error)?;
         }
-        write_all(to, &buf[..read], at).map_err(io_error)?;
         at += read as u64;
         watch.bytes(read as u64);
+        if read < until {
+            return Ok(at);
+        }
     }
+}
+
+/// Reads until the buffer is full, or there is no more.
+fn fill(from: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match from.read(&mut buf[done..]) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// What of bytes that belong at an offset is not in whole blocks of zeros.
+fn data_in(bytes: &[u8], offset: u64) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = bytes.len().min(at + HOLE - (offset as usize + at) % HOLE);
+        if end - at < HOLE || bytes[at..end].iter().any(|byte| *byte != 0) {
+            match found.last_mut().filter(|last| last.end == at) {
+                Some(last) => last.end = end,
+                None => found.push(at..end),
+            }
+        }
+        at = end;
+    }
+    found
 }
 
 /// What an entry says of a node.
@@ -556,5 +671,20 @@ mod tests {
         }
         assert_eq!(parse_decimal("x"), None);
         assert_eq!(parse_decimal("12"), Some(Timestamp::from_seconds(12)));
+    }
+
+    #[test]
+    fn only_whole_blocks_of_zeros_are_left_out() {
+        let mut bytes = vec![0; 5 * HOLE];
+        assert_eq!(data_in(&bytes, 0), []);
+        bytes[2 * HOLE] = 1;
+        let third = 2 * HOLE..3 * HOLE;
+        assert_eq!(data_in(&bytes, HOLE as u64), [third]);
+        // The first and the last are no whole blocks.
+        assert_eq!(data_in(&bytes, 5), [0..HOLE - 5, 2 * HOLE - 5..3 * HOLE - 5, 5 * HOLE - 5..5 * HOLE]);
+        bytes[0] = 1;
+        bytes[5 * HOLE - 1] = 1;
+        assert_eq!(data_in(&bytes, 0), [0..HOLE, 2 * HOLE..3 * HOLE, 4 * HOLE..5 * HOLE]);
+        assert_eq!(data_in(&[], 7), []);
     }
 }

@@ -8,6 +8,7 @@ mod commit;
 mod diff;
 mod ground;
 mod raw;
+mod sparse;
 mod touched;
 
 use std::ffi::{OsStr, OsString};
@@ -22,6 +23,7 @@ use crate::setup::{Mode, Place, Setup};
 use crate::state::{self, State};
 use crate::tree::Tree;
 
+pub use archive::Holes;
 pub use commit::{Conflict, Outcome};
 pub use diff::{Change, What};
 
