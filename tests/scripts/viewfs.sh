@@ -178,6 +178,14 @@ with os.scandir("b/d") as listing:
 assert len(names) == len(set(names)) and {"g", "sub"} <= set(names), names
 P
 unmount "$TMP/b"
+mkdir b/closed b/shut; echo content >b/shut/file; chmod 0 b/closed b/shut; "$V" -o cow "$TMP/a" "$TMP/b"
+if [ "$HOW" = user ]; then
+    refuse 1 'Permission denied' "rmdir of an empty directory below that nobody may look into" rmdir b/closed
+else
+    check "rmdir of an empty directory below that its owner may not look into" rmdir b/closed
+    refuse 1 'not empty' "rmdir of one that is not empty" rmdir b/shut
+fi
+unmount "$TMP/b"; chmod 700 b/closed b/shut; rm -r b/closed b/shut
 check "fsx on a copy" bash -c "head -c 300000 /dev/urandom >b/fsx; '$V' -o cow '$TMP/a' '$TMP/b' && '$fsx' b/fsx ${SEED:-1} 1500 400000"
 rm -rf b/* 2>/dev/null
 same "rm -rf leaves nothing" "" "$(ls -A b)"

@@ -33,7 +33,8 @@
 //! * In mincow mode a rename or a removal is made below only if the upper layer has nothing to do with it.
 //! * Devices 0/0 and files `.wh..wh..opq` of the one layer below are hidden, and not told of to those who look there by themselves.
 //! * What others put below into a directory that was removed here is found there by a symbolic link that such a one follows.
-//! * Served to an ordinary user, an empty directory of a layer below whose owner has no rights to it (`chmod 0`) is not removed: `EACCES`.
+//! * An empty directory of a layer below whose owner has no rights to it (`chmod 0`) is not removed for an ordinary user (`EACCES`), since it cannot be seen that it is
+//!   empty. In a user namespace whose root is that user it is, as by overlayfs, which an ordinary user can mount only there.
 //! * A commit goes to one layer below; times of last reading are not compared, nor are sockets packed.
 //! * Directories are read ahead of who walks a tree on ext4, XFS, btrfs and F2FS only; of ordinary users only their own are, since the time of last reading of others would change.
 //! * `noacl`: nodes that have an ACL below show its mask as the mode of their group, which then counts for all of the group.
