@@ -43,6 +43,20 @@ for trap in notify trace ptrace; do
         in_view python3 exec.py "$((RANDOM % 2))"
     done | sort | uniq -c >execs
     same "$trap: one of many threads runs a virtual program" "${VEDUTA_EXECS:-3} thread" "$(xargs <execs)"
+    # Until Linux 5.19 a signal ends the wait for an answer, and the call comes once more: it must not be done once more.
+    same "$trap: what a signal interrupts is done once" "300" "$(in_view python3 -c '
+import os, signal
+signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, False)
+signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+done = 0
+os.chdir("m")
+while done < 300:
+    os.mkdir("once"); os.rename("once", "again"); os.rmdir("again")
+    file = os.open("once", os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    assert os.write(file, b"four") == 4 and os.lseek(file, 0, 1) == 4 and len(os.listdir("/proc/self/fd")) < 8
+    os.close(file); os.link("once", "again"); os.unlink("once"); os.unlink("again")
+    done += 1
+print(done)' | tail -n 1)"
     same "$trap: a view in which nothing is mounted yet" "hello hello again" "$(timeout -k 1 20 "$VEDUTA" run --no-rc -- sh -c '
         sh -c "until [ -e b/f ]; do sleep .05; done; cat b/f" & mount --bind d b; cat b/f; wait $!; cd b; echo again' 2>&1 | xargs)"
     same "$trap: two first mounts at one time" "hello hello" "$(timeout -k 1 20 "$VEDUTA" run --no-rc -- sh -c '

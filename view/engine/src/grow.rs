@@ -73,7 +73,8 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
     let mut known = HashSet::new();
     let (attached, _) = attach_all(view, &mut known);
     *view.coming.lock() = level;
-    give(true)?;
+    // If it waits no longer, which is so before Linux 5.19, it makes its call again.
+    let given = give(true);
     let (mut stopped, mut parents) = settle(view, attached, &mut known);
     let old = std::mem::take(&mut *view.sources.lock());
     let was_idle = view.level() == Level::Idle;
@@ -113,7 +114,7 @@ pub(crate) fn to(view: &Arc<View>, level: Level, tid: Pid, give: impl Fn(bool) -
         parents = waiting;
         std::thread::sleep(Duration::from_micros(100));
     }
-    Ok(())
+    given
 }
 
 /// Waits until all stand, but for parents that wait in `vfork(2)`: they make no call before their child, which stands, has

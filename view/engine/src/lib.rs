@@ -35,6 +35,7 @@ mod host;
 mod identity;
 mod inotify;
 mod inplace;
+mod kept;
 mod known;
 mod lent;
 mod loops;

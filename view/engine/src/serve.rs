@@ -4,9 +4,9 @@
 //! which makes a call cheap; before it does what takes long, another waits in its place. So a slow driver holds up only
 //! those who ask it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use veduta_api::{Interrupt, Result};
 use veduta_trace::spawn::{Command, spawn};
 use veduta_trace::stop::{Attached, RESTART};
-use veduta_trace::{Listener, Notification, Refusal, Task, raw};
+use veduta_trace::{Given, Listener, Notification, Refusal, Task, raw};
 
 use crate::call::{Answer, Call, Meanwhile, Outcome};
 use crate::calls::{self, Family, Level};
@@ -166,7 +166,7 @@ impl Source {
             let given = view
                 .fast
                 .with_file(|fd| self.with(|listener| listener.answer_with(notification.id, fd, true)));
-            if given.is_ok() {
+            if matches!(given, Ok(Given::Answered)) {
                 return;
             }
         }
@@ -174,18 +174,28 @@ impl Source {
             let _ = self.with(|listener| listener.go_on(notification.id));
             return;
         }
-        let outcome = decide(view, notification);
+        let mut served = view.kept.begin(notification);
+        let outcome = view.kept.take(notification).unwrap_or_else(|| decide(view, notification));
         if matches!(outcome, Ok(Answer::Chdir(..) | Answer::Exec(_) | Answer::Grow(..))) {
-            // The task is waited for.
+            // The task is waited for, and may make its call again before that has an end.
             stand_aside();
+            served.take();
         }
         let id = notification.id;
-        let sent = match outcome {
+        // A descriptor that the task got without hearing of it.
+        let has = Cell::new(None);
+        let sent = match &outcome {
             Ok(Answer::GoOn) => self.with(|listener| listener.go_on(id)),
-            Ok(Answer::Value(value)) => self.with(|listener| listener.value(id, value)),
-            Ok(Answer::Fd { fd, close_on_exec, on_its_way: _on_its_way }) => {
+            Ok(Answer::Value(value)) => self.with(|listener| listener.value(id, *value)),
+            Ok(Answer::Fd { fd, close_on_exec, .. }) => {
                 let give =
-                    |_| self.with(|listener| listener.answer_with(id, fd.as_fd(), close_on_exec)).map(drop);
+                    |_| match self.with(|listener| listener.answer_with(id, fd.as_fd(), *close_on_exec))? {
+                        Given::Answered => Ok(()),
+                        Given::Unanswered(number) => {
+                            has.set(Some(number));
+                            Err(Errno::ENOENT)
+                        }
+                    };
                 if view.must_grow() {
                     stand_aside();
                     crate::grow::to(view, Level::Files, task.0, give)
@@ -193,25 +203,46 @@ impl Source {
                     give(false)
                 }
             }
-            Ok(Answer::Chdir(fd, _on_its_way)) => self.chdir(view, notification, &fd),
-            Ok(Answer::Exec(plan)) => self.exec(view, notification, &plan),
+            Ok(Answer::Chdir(fd, _)) => self.chdir(view, notification, fd),
+            Ok(Answer::Exec(plan)) => self.exec(view, notification, plan),
             Ok(Answer::Grow(level, meanwhile)) => {
-                crate::grow::to(view, level, task.0, |stops| match meanwhile {
+                crate::grow::to(view, *level, task.0, |stops| match *meanwhile {
                     // The kernel makes a call again only for who is about to stop.
                     Meanwhile::Again if stops => self.fail(id, RESTART),
                     Meanwhile::GoOn | Meanwhile::Again => self.with(|listener| listener.go_on(id)),
-                    Meanwhile::Value(value) => self.with(|listener| listener.value(id, value)),
+                    Meanwhile::Value(value) => {
+                        let told = self.with(|listener| listener.value(id, value));
+                        if told == Err(Errno::ENOENT) {
+                            view.kept.keep(notification, Ok(Answer::Value(value)));
+                        }
+                        told
+                    }
                 })
             }
-            Err(errno) => self.fail(id, errno as i32),
+            Err(errno) => self.fail(id, *errno as i32),
         };
         match sent {
             // The task died, which is its business.
-            Ok(()) | Err(Errno::ENOENT | Errno::ESRCH) => {}
+            Ok(()) | Err(Errno::ESRCH) => {}
+            // Or, before Linux 5.19, a signal came, and the call comes again.
+            Err(Errno::ENOENT) => {
+                if task.state().is_some_and(|state| !matches!(state, 'Z' | 'X')) {
+                    let number = |number: RawFd| Ok(Answer::Value(number.into()));
+                    view.kept.keep(notification, has.get().map_or(outcome, number));
+                }
+            }
             Err(errno) => {
                 tracing::debug!(tid = task.0.as_raw(), "a call cannot be answered: {}", errno.desc());
                 let _ = self.fail(id, errno as i32);
             }
+        }
+    }
+
+    /// Has a task that was asked to stop make its call again. Before Linux 5.19 the stop itself does.
+    fn restart(&self, id: u64) -> Result<()> {
+        match self.fail(id, RESTART) {
+            Err(Errno::ENOENT) => Ok(()),
+            done => done,
         }
     }
 
@@ -226,7 +257,7 @@ impl Source {
         let Some(attached) = attach(view, notification.tid)? else {
             return self.fail(notification.id, RESTART);
         };
-        self.fail(notification.id, RESTART)?;
+        self.restart(notification.id)?;
         let mut stopped = attached.wait()?;
         let moved = if stopped.stands_at(notification.number) {
             Some(stopped.call(libc::SYS_fchdir as u32, [number as u64, 0, 0, 0, 0, 0]))
@@ -263,7 +294,7 @@ impl Source {
         let Some(attached) = attach(view, notification.tid)? else {
             return self.fail(notification.id, RESTART);
         };
-        self.fail(notification.id, RESTART)?;
+        self.restart(notification.id)?;
         let mut stopped = attached.wait()?;
         if stopped.stands_at(notification.number) {
             view.passing.lock().push(notification.tid);

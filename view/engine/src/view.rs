@@ -70,6 +70,8 @@ pub(crate) struct View {
     pub(crate) renumbered: crate::renumbered::Renumbered,
     /// Files that were copied up while processes had what is below open.
     pub(crate) rereads: crate::reread::Rereads,
+    /// Outcomes that did not arrive.
+    pub(crate) kept: crate::kept::Kept,
     /// What is kept about processes.
     pub(crate) states: crate::states::States,
     /// Some process has a root of its own.
@@ -135,6 +137,7 @@ impl View {
             lent: crate::lent::Lent::default(),
             renumbered: crate::renumbered::Renumbered::default(),
             rereads: crate::reread::Rereads::default(),
+            kept: crate::kept::Kept::default(),
             states: crate::states::States::default(),
             has_roots: AtomicBool::new(false),
             fifos: Mutex::default(),

@@ -32,7 +32,7 @@ pub mod task;
 pub mod tracer;
 
 pub use filter::{Program, Rule, Test, Verdict};
-pub use notify::{Listener, Notification};
+pub use notify::{Given, Listener, Notification};
 pub use spawn::Refusal;
 pub use stop::{Registers, Stopped};
 pub use task::Task;

@@ -74,6 +74,14 @@ mod ioctls {
     nix::ioctl_write_int_bad!(set_flags, nix::request_code_write!(b'!', 4, size_of::<u64>()));
 }
 
+/// What became of a descriptor for a call.
+pub enum Given {
+    /// The call returns its number.
+    Answered,
+    /// The task has it under this number, but waits no longer: it makes the call again.
+    Unanswered(RawFd),
+}
+
 /// The receiving end. Usable from many threads at once: each call goes to one of those that wait.
 pub struct Listener(OwnedFd);
 
@@ -133,15 +141,17 @@ impl Listener {
     }
 
     /// Installs a descriptor and answers the call with its number, in one step. On an error nothing is installed.
-    pub fn answer_with(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<RawFd> {
+    pub fn answer_with(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> Result<Given> {
         match self.add(id, fd, close_on_exec, ADDFD_SEND) {
             // Kernels before 5.14 do not know the flag.
             Err(Errno::EINVAL) => {
                 let number = self.add(id, fd, close_on_exec, 0)?;
-                self.value(id, number.into())?;
-                Ok(number)
+                match self.value(id, number.into()) {
+                    Err(Errno::ENOENT) => Ok(Given::Unanswered(number)),
+                    done => done.map(|()| Given::Answered),
+                }
             }
-            done => done,
+            done => done.map(|_| Given::Answered),
         }
     }
 

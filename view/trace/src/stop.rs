@@ -551,7 +551,7 @@ impl Stopped {
     /// Whether it stands behind call `number`, which was answered with [`RESTART`], and nothing else happened.
     pub fn stands_at(&self, number: u32) -> bool {
         let registers = self.registers();
-        registers.number() == Some(number) && registers.result() == ERESTARTNOINTR
+        registers.number() == Some(number) && matches!(registers.result(), ERESTARTNOINTR | ERESTARTSYS)
     }
 
     /// Has the call in which it stands return `value`.
@@ -774,6 +774,14 @@ impl Drop for Stopped {
 
 const NEW_LISTENER: u64 = 1 << 3;
 const WAIT_KILLABLE: u64 = 1 << 5;
+
+/// Whether a task that waits for an answer can be brought away from it by any signal: before Linux 5.19.
+pub fn waits_are_interrupted() -> bool {
+    let values = [libc::SECCOMP_SET_MODE_FILTER.into(), NEW_LISTENER | WAIT_KILLABLE, 0];
+    // There is no filter there (`EFAULT`), unless the flag is wrong already.
+    raw::call(libc::SYS_seccomp as u32, &mut values.map(raw::Argument::Value)) == Err(Errno::EINVAL)
+}
+
 const ALL_THREADS: u64 = 1;
 const ERROR_IS_ESRCH: u64 = 1 << 4;
 /// The last argument of a `seccomp(2)` that the engine has a task make.
