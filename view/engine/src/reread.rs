@@ -1,24 +1,26 @@
 //! Files that are copied up while processes have what is below open: their descriptors are changed for new ones, of the copy.
 //!
 //! Who opens a file of a lower layer to read it has the host's own descriptor, and would never see what is written to the copy afterwards; on overlayfs the
-//! next `read(2)` is from the copy. So before the call that copies a file up returns, whoever has it open is looked for, and gets a descriptor of the copy under
-//! the same number: one for each open file description, which is shared as the old one was (`kcmp(2)`), with its position, flags and locks.
-//! Mappings stay as they are, as on overlayfs.
+//! next `read(2)` is from the copy. So before the call that copies a file up returns, whoever has it open is looked for, and gets a descriptor of the copy
+//! under the same number: one for each open file description, which is shared as the old one was (`kcmp(2)`), with its position, flags and locks. Mappings stay
+//! as they are, as on overlayfs.
 //!
 //! What it costs if nobody has the file open is a lease, which the kernel grants to whoever is alone with a file. Where none is to be had, since the file
-//! belongs to somebody else, the descriptors of all processes are looked through, but no more of the time than one part in ten: what is copied meanwhile
-//! is looked for all at once, a moment later.
+//! belongs to somebody else, the descriptors of all processes are looked through, but no more of the time than one part in ten: what is copied meanwhile is
+//! looked for all at once, a moment later.
 //!
-//! All that goes on in one thread ([`work`]). It has the threads of a process that has the file open stand still, so that none of them moves the position, and one of
-//! them takes the new descriptor. A process whose threads all wait for an answer of the engine's, as the one that copies the file up does, is given it by its listener.
+//! All that goes on in one thread ([`work`]). It has the threads of a process that has the file open stand still, so that none of them moves the position, and
+//! one of them takes the new descriptor. A process whose threads all wait for an answer of the engine's, as the one that copies the file up does, is given it
+//! by its listener.
 //!
 //! Lock order: `View::growing`, `View::stopping`; never is either of them waited for by whoever serves a call.
 //!
 //! # Limits
 //!
-//! Where somebody else traces the process, or it filters calls itself, or has a lease, its descriptor goes on showing the file below until that has an end: it is looked at
-//! again from time to time. So it is with locks of `fcntl(F_SETLK)` if the process with its only thread copies the file up itself. One that is on its way in a message (`SCM_RIGHTS`) is not found. Whoever on the host opens
-//! the file in the microseconds of the lease waits until it is given back, or, with `O_NONBLOCK`, hears `EAGAIN`.
+//! Where somebody else traces the process, or it filters calls itself, or has a lease, its descriptor goes on showing the file below until that has an end: it
+//! is looked at again from time to time. So it is with locks of `fcntl(F_SETLK)` if the process with its only thread copies the file up itself. A descriptor
+//! that is on its way in a message (`SCM_RIGHTS`), or that a thread has for itself (`unshare(CLONE_FILES)`), is not found. Whoever opens the file on the host
+//! in the microseconds of the lease waits until it is given back, or, with `O_NONBLOCK`, hears `EAGAIN`.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
