@@ -51,6 +51,8 @@ use crate::walk::{Limits, Walker};
 
 /// How long processes are waited for until they stand still.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Within this time most calls are answered.
+const ANSWER: Duration = Duration::from_millis(5);
 /// How long a call waits until all have its copy.
 const MOST: Duration = Duration::from_secs(1);
 /// Between two looks at those that could not be given it: at first, and at most.
@@ -123,7 +125,7 @@ fn job(call: &Call<'_>, node: Arc<Node>, below: &OwnedFd) -> Option<Job> {
         call.view.lent.expect(key, &node);
         return None;
     }
-    Some(Job { node, key, is_open, tries: 0, due: Instant::now(), waits: None })
+    Some(Job { node, key, caller: call.task.0, is_open, tries: 0, due: Instant::now(), waits: None })
 }
 
 /// Whether nobody else has a file open: a write lease is granted to whoever is alone with it. An error where that cannot be asked.
@@ -144,6 +146,8 @@ struct Job {
     node: Arc<Node>,
     /// What is below.
     key: Key,
+    /// Who has copied it up.
+    caller: Pid,
     /// Somebody has it open for sure, of the view or not.
     is_open: bool,
     tries: u32,
@@ -328,7 +332,7 @@ fn pass(view: &View, mut jobs: Vec<Job>) -> Vec<Job> {
         if holders_in(pid, &jobs, &walker).is_empty() {
             return;
         }
-        halted.push(Halted::new(view, pid, deadline));
+        halted.push(Halted::new(view, pid, &jobs, deadline));
         // They are as they were when it ran.
         holders.extend(holders_in(pid, &jobs, &walker));
     });
@@ -616,7 +620,7 @@ struct Halted {
 }
 
 impl Halted {
-    fn new(view: &View, pid: Pid, deadline: Instant) -> Self {
+    fn new(view: &View, pid: Pid, jobs: &[Job], deadline: Instant) -> Self {
         let mut this = Self { pid, stopped: Vec::new(), late: Vec::new() };
         if view.rereads.is_traced() {
             let (sender, done) = mpsc::channel();
@@ -624,15 +628,17 @@ impl Halted {
             let _ = done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             return this;
         }
-        let mut seen = HashSet::new();
+        let (mut seen, since) = (HashSet::new(), Instant::now());
         loop {
-            let (mut is_new, mut is_served, mut is_busy) = (false, false, false);
+            let (mut is_new, mut is_busy) = (false, false);
             for tid in Task(pid).threads() {
                 if seen.contains(&tid) {
                     continue;
                 }
                 if crate::watch::served(tid).is_some() {
-                    is_served = true;
+                    // Others than those that wait for us are answered soon, and would read on.
+                    let waits = jobs.iter().any(|job| job.caller == tid && job.waits.is_some());
+                    is_busy |= !waits && since.elapsed() < ANSWER;
                     continue;
                 }
                 // It is about to be served, or waits for a disk, or for a child that has its memory: it would not stop before the end of that.
@@ -660,8 +666,7 @@ impl Halted {
                     Err(_) => drop(view.rereads.held.lock().remove(&tid)),
                 }
             }
-            let has_hand = is_served || !this.stopped.is_empty();
-            let is_done = this.late.is_empty() && !is_new && (has_hand || !is_busy);
+            let is_done = this.late.is_empty() && !is_new && !is_busy;
             if is_done || Instant::now() >= deadline || Task(pid).state().is_none_or(|state| state == 'Z') {
                 return this;
             }
