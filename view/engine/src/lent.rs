@@ -5,6 +5,8 @@
 //! where the tree only reads the file (it is of a layer below, or of a mount that is read-only), they are to be changed in the tree, and not on the host.
 //! Such a descriptor is *lent*: calls that change or tell these things of it are served here.
 //!
+//! Once such a file is copied up, who has it open is given the copy (`reread.rs`).
+//!
 //! Nothing is kept about processes. The kernel keeps a mark with the description ([`mark`]), so it is known of each descriptor, whoever has it, whether it
 //! was lent; what is kept here is for which nodes a real inode was handed out. What has no mark may have been opened by the process itself, or before the
 //! mount was made: then it is what the view has at the descriptor's path, if that is made of the same object of the host. So ([`Walker::lent`]):

@@ -6,7 +6,7 @@
 //! that the kernel serves through a mount of the engine's own ([`fuseplane`]).
 //!
 //! Processes are not traced: the kernel keeps descriptors, positions, signals, job control. A task is stopped only where its
-//! registers must change: to run a program that lives in a virtual tree, to go into a virtual directory, to add a filter.
+//! registers must change: to run a program that lives in a virtual tree, to go into a virtual directory, to add a filter, to take a descriptor.
 //!
 //! A view that has nothing mounted catches nothing but the mount family and `execve(2)`; it grows when a mount comes.
 //!

@@ -1,24 +1,26 @@
 //! Files that are copied up while processes have what is below open: their descriptors are changed for new ones, of the copy.
 //!
 //! Who opens a file of a lower layer to read it has the host's own descriptor, and would never see what is written to the copy afterwards; on overlayfs the
-//! next `read(2)` is from the copy. So before the call that copies a file up returns, whoever has it open is looked for, and gets a descriptor of the copy under
-//! the same number: one for each open file description, which is shared as the old one was (`kcmp(2)`), with its position, flags and locks.
-//! Mappings stay as they are, as on overlayfs.
+//! next `read(2)` is from the copy. So before the call that copies a file up returns, whoever has it open is looked for, and gets a descriptor of the copy
+//! under the same number: one for each open file description, which is shared as the old one was (`kcmp(2)`), with its position, flags and locks. Mappings stay
+//! as they are, as on overlayfs.
 //!
 //! What it costs if nobody has the file open is a lease, which the kernel grants to whoever is alone with a file. Where none is to be had, since the file
-//! belongs to somebody else, the descriptors of all processes are looked through, but no more of the time than one part in ten: what is copied meanwhile
-//! is looked for all at once, a moment later.
+//! belongs to somebody else, the descriptors of all processes are looked through, but no more of the time than one part in ten: what is copied meanwhile is
+//! looked for all at once, a moment later.
 //!
-//! All that goes on in one thread ([`work`]). It has the threads of a process that has the file open stand still, so that none of them moves the position, and one of
-//! them takes the new descriptor. A process whose threads all wait for an answer of the engine's, as the one that copies the file up does, is given it by its listener.
+//! All that goes on in one thread ([`work`]). It has the threads of a process that has the file open stand still, so that none of them moves the position, and
+//! one of them takes the new descriptor. A process whose threads all wait for an answer of the engine's, as the one that copies the file up does, is given it
+//! by its listener.
 //!
 //! Lock order: `View::growing`, `View::stopping`; never is either of them waited for by whoever serves a call.
 //!
 //! # Limits
 //!
-//! Where somebody else traces the process, or it filters calls itself, or has a lease, its descriptor goes on showing the file below until that has an end: it is looked at
-//! again from time to time. So it is with locks of `fcntl(F_SETLK)` if the process with its only thread copies the file up itself. One that is on its way in a message (`SCM_RIGHTS`) is not found. Whoever on the host opens
-//! the file in the microseconds of the lease waits until it is given back, or, with `O_NONBLOCK`, hears `EAGAIN`.
+//! Where somebody else traces the process, or it filters calls itself, or has a lease, its descriptor goes on showing the file below until that has an end: it
+//! is looked at again from time to time. So it is with locks of `fcntl(F_SETLK)` if the process with its only thread copies the file up itself. A descriptor
+//! that is on its way in a message (`SCM_RIGHTS`), or that a thread has for itself (`unshare(CLONE_FILES)`), is not found. Whoever opens the file on the host
+//! in the microseconds of the lease waits until it is given back, or, with `O_NONBLOCK`, hears `EAGAIN`.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -49,6 +51,8 @@ use crate::walk::{Limits, Walker};
 
 /// How long processes are waited for until they stand still.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Within this time most calls are answered.
+const ANSWER: Duration = Duration::from_millis(5);
 /// How long a call waits until all have its copy.
 const MOST: Duration = Duration::from_secs(1);
 /// Between two looks at those that could not be given it: at first, and at most.
@@ -121,7 +125,7 @@ fn job(call: &Call<'_>, node: Arc<Node>, below: &OwnedFd) -> Option<Job> {
         call.view.lent.expect(key, &node);
         return None;
     }
-    Some(Job { node, key, is_open, tries: 0, due: Instant::now(), waits: None })
+    Some(Job { node, key, caller: call.task.0, is_open, tries: 0, due: Instant::now(), waits: None })
 }
 
 /// Whether nobody else has a file open: a write lease is granted to whoever is alone with it. An error where that cannot be asked.
@@ -142,6 +146,8 @@ struct Job {
     node: Arc<Node>,
     /// What is below.
     key: Key,
+    /// Who has copied it up.
+    caller: Pid,
     /// Somebody has it open for sure, of the view or not.
     is_open: bool,
     tries: u32,
@@ -326,7 +332,7 @@ fn pass(view: &View, mut jobs: Vec<Job>) -> Vec<Job> {
         if holders_in(pid, &jobs, &walker).is_empty() {
             return;
         }
-        halted.push(Halted::new(view, pid, deadline));
+        halted.push(Halted::new(view, pid, &jobs, deadline));
         // They are as they were when it ran.
         holders.extend(holders_in(pid, &jobs, &walker));
     });
@@ -614,7 +620,7 @@ struct Halted {
 }
 
 impl Halted {
-    fn new(view: &View, pid: Pid, deadline: Instant) -> Self {
+    fn new(view: &View, pid: Pid, jobs: &[Job], deadline: Instant) -> Self {
         let mut this = Self { pid, stopped: Vec::new(), late: Vec::new() };
         if view.rereads.is_traced() {
             let (sender, done) = mpsc::channel();
@@ -622,15 +628,17 @@ impl Halted {
             let _ = done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             return this;
         }
-        let mut seen = HashSet::new();
+        let (mut seen, since) = (HashSet::new(), Instant::now());
         loop {
-            let (mut is_new, mut is_served, mut is_busy) = (false, false, false);
+            let (mut is_new, mut is_busy) = (false, false);
             for tid in Task(pid).threads() {
                 if seen.contains(&tid) {
                     continue;
                 }
                 if crate::watch::served(tid).is_some() {
-                    is_served = true;
+                    // Others than those that wait for us are answered soon, and would read on.
+                    let waits = jobs.iter().any(|job| job.caller == tid && job.waits.is_some());
+                    is_busy |= !waits && since.elapsed() < ANSWER;
                     continue;
                 }
                 // It is about to be served, or waits for a disk, or for a child that has its memory: it would not stop before the end of that.
@@ -658,8 +666,7 @@ impl Halted {
                     Err(_) => drop(view.rereads.held.lock().remove(&tid)),
                 }
             }
-            let has_hand = is_served || !this.stopped.is_empty();
-            let is_done = this.late.is_empty() && !is_new && (has_hand || !is_busy);
+            let is_done = this.late.is_empty() && !is_new && !is_busy;
             if is_done || Instant::now() >= deadline || Task(pid).state().is_none_or(|state| state == 'Z') {
                 return this;
             }
