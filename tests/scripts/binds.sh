@@ -64,7 +64,7 @@ def rename(old, new):
     try: os.rename(old, new); os.rename(new, old); return "fine"
     except OSError as error: return errno.errorcode[error.errno]
 def look(n):
-    os.chdir(T)
+    if n < 10: os.chdir(T) # all threads of a process are there
     here = os.open("sub", os.O_RDONLY)
     try:
         return [get("m/f"), get(T + "/m/f"), get("lm/f"), get("sub/../m/f"), os.path.exists("m/under"), write("sub/in"), write(T + "/lsub/in"), write(f"/proc/self/fd/{here}/in"),

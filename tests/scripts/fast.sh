@@ -61,6 +61,12 @@ alike "files of /proc tell the view's truth" '
 alike "descriptors are what they were" '
     exec 3<mnt/file 4<outer/file; read -r a <&3; read -r b <&4; echo "$a $b"; cat <&3; exec 3<&-; cat mnt/file mnt/file | wc -c
     (exec 3>work/out; echo x >&3; echo y >&3); cat work/out; echo z >>work/out; cat work/out; : >work/out; wc -c work/out; ls -l /dev/null | cut -c1'
+alike "names are made and removed where they are" '
+    ln -s ../mnt/made work/into; ln -s "$TMP/mnt/file" work/over; ln -s nowhere work/dangling; echo one >work/into; cat mnt/made; echo two >work/over; cat mnt/file; echo virtual >mnt/file; rm mnt/made; : >work/dangling; ls work
+    cd work; : >a; echo x >>a; set -C; : >a; set +C; : >"$TMP/work/b"; : >../work/c; : >./d; rm a ../work/c ./d; rm -f none ../mnt/none ./none; unlink b; ls; rm -f over; cat ../mnt/file; mkdir dir; rm dir; unlink dir; : >dir; : >a/; rm a/; rm into/
+    umask 077; : >mode; stat -c %a mode; umask 0; : >mode2; stat -c %a mode2; umask 022; : >file; mount --bind file mode; rm mode; unlink mode; echo new >mode; cat file; ln mode other; umount mode; cat mode; rm mode; ls
+    mkdir -p way/to; mount --bind ../src way/to; rmdir way/to way; rm way; : >way; cat way/to/file; umount way/to; rm -r way; : >way; ls; rm way; mkdir p; mount --bind ../src p/absent; : >p/absent; cat p/absent/file; rm p/absent; rm -f p/absent; umount p/absent; : >p/absent; ls p
+    : >/dev/null; echo >/dev/full; : >/proc/version; : >/proc/self/fd/1; (cd ../mnt && : >here && rm here && rm -f here && ls); cd ..; rm -rf work; : >work/x; mkdir work; cd work; (rmdir ../work; : >x; rm -f x; ls; mkdir ../work)'
 alike "programs are those that are there now, and fail as ever" '
     cd work; cp /bin/true prog; for i in 1 2 3; do ./prog a; echo $?; done; mount --bind /bin/false prog; ./prog; echo $?; "$PWD/prog"; echo $?; umount prog; ./prog; echo $?
     cp /bin/false other; mv other prog; ./prog; echo $?; ./prog; echo $?; cp /bin/true prog; ./prog; echo $?; ln -s prog link; ln prog hard; ./link; ../work/hard; echo $?
@@ -71,6 +77,9 @@ alike "what many programs ask of the system is what it was" '
     cat /proc/filesystems; stat -c "%s %a %h" /proc/filesystems /proc/self/mounts /proc/version; stat -f -c %T / mnt mnt/file /proc /none outer/into outer/dangling; grep -c . <mnt/file </proc/filesystems'
 fast --trace exec -- bash -c 'for i in 1 2 3 4 5 6 7 8 9 10; do /bin/ls -d / ; done' >/dev/null 2>trace.exec
 check "a program that was run before does not come to the engine" test "$(grep -c '/bin/ls.*host$' trace.exec)" -lt 4
+
+fast --trace all -- bash -c 'cd work; for i in 1 2 3 4 5 6 7 8 9 10; do : >made; echo >>"$TMP/work/made"; rm made; rm -f made none; done' >/dev/null 2>trace.names
+check "nor does who makes or removes a name" test "$(grep -cE ' (openat|unlinkat) "[^"]*(made|none)"' trace.names)" -lt 4
 
 cat >calls.py <<'END'
 import ctypes, errno, os, sys, threading, signal, subprocess, mmap

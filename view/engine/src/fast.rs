@@ -901,6 +901,7 @@ fn look(table: &Table, facts: &mut Facts) -> std::result::Result<(), String> {
             }
         }
         if mount.is_plain() {
+            facts.bounds.push(mount.target.clone());
             continue;
         }
         if mount.sees_through() {

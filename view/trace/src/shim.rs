@@ -10,7 +10,8 @@
 //! A call that only looks is made first and judged by what it found: nothing of the view is found by the kernel, except stand-ins
 //! (which have no name: their link count is 0) and what lies under mount points (`covered`). What was not found might be
 //! in the view, so it is proved that the path, resolved without symbolic links, leads past all mount points. The table has a count
-//! that is odd while it changes; a change in between has the call made again by the engine.
+//! that is odd while it changes; a change in between has the call made again by the engine. A call that makes or removes a name is judged before it is made,
+//! in the same way as one that finds nothing, and only names that no mount point has on its way are made or removed here.
 //!
 //! Registers, memory below the stack pointer's red zone, and nothing else are used: the code may be interrupted by signals, left by
 //! `longjmp(3)`, and run by any number of threads, also after `vfork(2)`.
@@ -41,6 +42,8 @@ pub const SWITCH: u64 = BASE + 0x7000;
 const TABLE: usize = 0x2000;
 const PREFIXES: usize = 0x4000;
 const NAMES: usize = 0x5000;
+/// Names of all that is on the way to mount points, and of those through which the host is seen as it is.
+const WAYS: usize = 0xd000;
 /// Virtual trees of which the shim may say something: see [`known`].
 const MOUNTS: usize = 0x6000;
 /// Programs that the kernel runs by itself, and their loaders: nothing of the view's is loaded with them.
@@ -137,6 +140,10 @@ pub enum Kind {
     Exec = 17,
     /// `statfs(2)`
     StatFs = 18,
+    /// `unlink(2)`
+    Unlink = 19,
+    /// `unlinkat(2)`
+    UnlinkAt = 20,
 }
 
 /// What becomes of a call of this number, if it is taken at all.
@@ -158,6 +165,8 @@ pub fn kind(name: &str) -> Option<Kind> {
         "getcwd" => Kind::GetCwd,
         "execve" => Kind::Exec,
         "statfs" => Kind::StatFs,
+        "unlink" => Kind::Unlink,
+        "unlinkat" => Kind::UnlinkAt,
         "fstat" => Kind::Fstat,
         "mmap" => Kind::Map,
         "lseek" | "ftruncate" | "fstatfs" | "fgetxattr" | "flistxattr" => Kind::Descriptor,
@@ -270,6 +279,8 @@ pub struct Facts {
     pub changes_here: bool,
     /// Some such mount shows other things than the host in places: what was told to [differ](Page::differ), fifos and devices.
     pub differs: bool,
+    /// Canonical paths of mount points where nothing but the mount itself is the view's.
+    pub bounds: Vec<Vec<u8>>,
     /// Device and inode of what is seen at such mount points, and at those where nothing but the mount itself is the view's.
     pub roots: Vec<(u64, u64)>,
 }
@@ -468,6 +479,7 @@ impl Page {
         for bit in 0..BITS / 8 {
             self.map_byte(PREFIXES, bit).store(0, Ordering::Relaxed);
             self.map_byte(NAMES, bit).store(0, Ordering::Relaxed);
+            self.map_byte(WAYS, bit).store(0, Ordering::Relaxed);
         }
         let mut has_room = true;
         for difference in differences {
@@ -502,6 +514,8 @@ impl Page {
                     | Kind::GetCwd
                     | Kind::Exec
                     | Kind::StatFs
+                    | Kind::Unlink
+                    | Kind::UnlinkAt
             );
             let taken = match kind {
                 Kind::Statx if facts.roots.len() > MOST_ROOTS => false,
@@ -515,6 +529,9 @@ impl Page {
         }
         for target in &facts.targets {
             self.differ(Difference::Name(target));
+        }
+        for path in facts.targets.iter().chain(&facts.bounds) {
+            path.split(|byte| *byte == b'/').for_each(|name| self.set_bit(WAYS, hash(name)));
         }
         // Where no paths are decided, what is at the beginning still counts for descriptors.
         let covered = &facts.covered[..facts.covered.len().min(MOST_COVERED)];

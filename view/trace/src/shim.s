@@ -4,7 +4,8 @@
  * Exit: either to rcx + 2 with the result in rax, or to rcx with everything as it was.
  *
  * Within: r12 is the table, r13 the descriptor that a path is relative to, rbp the path, r14 what the kernel said,
- * ebx what is known of the path (1: absolute, 2: has "..", 4: names a mount point, 8: a component is called like one).
+ * ebx what is known of the path (1: absolute, 2: has "..", 4: names a mount point, 8: a component is called like one, 16: the last is called like
+ * something on the way to one), r11d how many names are in it.
  */
     .section .text.veduta_shim, "ax", @progbits
     .p2align 6
@@ -13,6 +14,7 @@
     .set TABLE, 0x2000
     .set PREFIXES, 0x2000            /* from the table on, as the next */
     .set NAMES, 0x3000
+    .set WAYS, 0xb000
     .set PROC_COUNT, 12
     .set COVERED_COUNT, 16
     .set IMAGE_COUNT, 20
@@ -206,6 +208,8 @@ veduta_shim_start:
     .long .Lgetcwd - .Lhandlers
     .long .Lexec - .Lhandlers
     .long .Lstatfs - .Lhandlers
+    .long .Lunlink - .Lhandlers
+    .long .Lunlinkat - .Lhandlers
 
 .Lnative:
     arguments
@@ -235,11 +239,13 @@ veduta_shim_start:
     movslq %edi, %r13
     mov %rsi, %rbp
 .Lopen_with:
-    /* O_CREAT, O_TRUNC, O_PATH, O_TMPFILE; and what only openat2 refuses: unknown flags. */
-    test $0xff800240, %edx
+    /* O_PATH, O_TMPFILE; and what only openat2 refuses: unknown flags. */
+    test $0xff800000, %edx
     jnz .Ltrap
     test $0x600000, %edx
     jnz .Ltrap
+    test $0x240, %edx                /* O_CREAT, O_TRUNC */
+    jnz .Lcreate
     testb $CHANGES_HERE, THROUGH(%r12)
     jz 1f
     test $3, %dl                     /* to write: what is written to is the view's */
@@ -345,6 +351,106 @@ veduta_shim_start:
     mov %r14, %rdi
     syscall
     jmp .Ltrap
+
+    /* What changes something cannot be taken back. So it is judged first: no symbolic link is followed, and the path as it is written leads past all that
+     * is the view's, from a directory that is not. Who mounts at the same time comes after. */
+.Lcreate:
+    testb $CHANGES_HERE, THROUGH(%r12)
+    jnz .Ltrap
+    mov %edx, %edx
+    or $0x8000, %edx                 /* O_LARGEFILE, as open implies */
+    mov %rdx, HOW(%rsp)
+    cmpl $2, NUMBER(%rsp)            /* open */
+    cmovne R10(%rsp), %rax
+    cmove RDX(%rsp), %rax
+    and $0xfff, %eax
+    xor %ecx, %ecx
+    test $0x40, %edx                 /* without O_CREAT, openat2 wants none */
+    cmovz %ecx, %eax
+    mov %rax, HOW+8(%rsp)
+    movq $4, HOW+16(%rsp)            /* RESOLVE_NO_SYMLINKS */
+    call .Llast
+    jnz 4f
+    mov %rsp, %rsi
+    call .Lobject
+    jnz .Ltrap
+1:  call .Lpath
+    test $18, %bl
+    jnz .Ltrap
+    test $1, %bl
+    jnz 2f
+    test $8, %bl
+    jnz .Ltrap
+    call .Lstart
+    jnz .Ltrap
+    jmp 3f
+2:  test $4, %bl
+    jnz .Ltrap
+3:  mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    call .Lopen_how
+    test %rax, %rax
+    jns .Ldone
+    cmp $-4, %rax                    /* EINTR */
+    je .Ldone
+    jmp .Ltrap
+4:  cmp $-2, %r14                    /* ENOENT */
+    je 1b
+    jmp .Ltrap
+
+.Lunlink:
+    mov $-100, %r13
+    mov %rdi, %rbp
+    jmp .Lunlink_with
+.Lunlinkat:
+    test %edx, %edx                  /* AT_REMOVEDIR */
+    jnz .Ltrap
+    movslq %edi, %r13
+    mov %rsi, %rbp
+.Lunlink_with:
+    testb $CHANGES_HERE, THROUGH(%r12)
+    jnz .Ltrap
+    call .Llast
+    jz 1f
+    cmp $-2, %r14                    /* ENOENT */
+    jne .Ltrap
+    jmp 2f
+1:  mov 24(%rsp), %eax
+    and $0xf000, %eax
+    cmp $0x4000, %eax                /* a directory */
+    je .Ltrap
+2:  call .Lpath
+    test $27, %bl
+    jnz .Ltrap
+    cmp $1, %r11d                    /* one name, in a directory that is known */
+    jne .Ltrap
+    cmpb $'/', -1(%rsi)              /* a link would be followed */
+    je .Ltrap
+    call .Lstart
+    jnz .Ltrap
+    test %r14, %r14
+    jnz .Ldecided
+    mov (%r12), %r11
+    cmp GENERATION(%rsp), %r11
+    jne .Ltrap
+    arguments
+    syscall
+    test %rax, %rax
+    jz .Ldone
+    jmp .Ltrap
+
+    /* Zero flag: there is something at a path, without following what is last; its struct stat is in the frame. r14: what the kernel said. */
+.Llast:
+    mov $262, %eax                   /* newfstatat */
+    mov %r13, %rdi
+    mov %rbp, %rsi
+    lea 8(%rsp), %rdx
+    mov $0x100, %r10d                /* AT_SYMLINK_NOFOLLOW */
+    syscall
+    mov %rax, %r14
+    test %rax, %rax
+    ret
 
     /* openat2(r13, rbp, HOW). */
 .Lopen_how:
@@ -901,6 +1007,7 @@ veduta_shim_start:
 .Lpath:
     mov %rbp, %rsi
     xor %ebx, %ebx
+    xor %r11d, %r11d
     mov $0x811c9dc5, %edi            /* of the prefix */
     cmpb $'/', (%rsi)
     jne 1f
@@ -955,8 +1062,13 @@ veduta_shim_start:
     xor %r8d, %ecx
     and $32767, %ecx
     bt %ecx, NAMES(%r12)
-    jnc 1b
+    jnc 8f
     or $8, %ebx
+8:  inc %r11d
+    and $~16, %ebx
+    bt %ecx, WAYS(%r12)
+    jnc 1b
+    or $16, %ebx
     jmp 1b
 9:  ret
 
