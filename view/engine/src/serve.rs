@@ -175,13 +175,23 @@ impl Source {
             return;
         }
         let mut served = view.kept.begin(notification);
-        let outcome = view.kept.take(notification).unwrap_or_else(|| decide(view, notification));
+        let mut outcome = view.kept.take(notification).unwrap_or_else(|| decide(view, notification));
         if matches!(outcome, Ok(Answer::Chdir(..) | Answer::Exec(_) | Answer::Grow(..))) {
             // The task is waited for, and may make its call again before that has an end.
             stand_aside();
             served.take();
         }
         let id = notification.id;
+        // Who opens a pipe is not to find it open still after the task has closed it: ours goes before the task does.
+        if let Ok(Answer::Fd { fd, close_on_exec, .. }) = &outcome {
+            let is_pipe =
+                nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO);
+            if is_pipe && !view.must_grow() {
+                if let Ok(number) = self.with(|listener| listener.install(id, fd.as_fd(), *close_on_exec)) {
+                    outcome = Ok(Answer::Value(number.into()));
+                }
+            }
+        }
         // A descriptor that the task got without hearing of it.
         let has = Cell::new(None);
         let sent = match &outcome {
